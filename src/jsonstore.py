@@ -1,0 +1,155 @@
+"""One JSON document in one file, shared by processes that do not know one another.
+
+    DIR/NAME            the document; replaced by rename, so a reader sees the old one or the new one
+    DIR/.NAME.lock      locked (flock) by a writer from before it reads until after it has renamed
+    DIR/.NAME.tmp       the next version, while a writer holds the lock
+    DIR/NAME.corrupt-*  a copy of what could not be read, named by its content
+
+Whoever writes holds the lock; whoever only reads needs none. The lock is a sibling because a rename would
+carry a lock on the document away with the old inode, and it is flock and not lockf because POSIX locks let a
+second descriptor of the same process in. A document that cannot be understood is never read as empty and
+never overwritten: repairing it, or putting a backup in its place, is left to a person.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+class StoreError(Exception):
+    """The document cannot be read or written now; the message names the file and the way out."""
+
+
+class CorruptStore(StoreError):
+    """The file is there and is not one JSON object."""
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable (fsync(2): syncing a file does not sync its entry)."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, data: bytes, mode: int) -> None:
+    """Replace `path` by `data` so that after a crash it is whole, old or new; durable on return.
+
+    `mode` is set as it is, whatever the umask, because a group shares these files. One writer a path at a
+    time: callers hold the lock or own the name. Raises OSError, and then nothing has changed.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    # A writer that was killed may have left one that belongs to another user of the group: it can be
+    # unlinked, which is not so of changing its mode.
+    with suppress(FileNotFoundError):
+        os.unlink(temporary)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        os.rename(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    sync_directory(path.parent)
+
+
+@contextmanager
+def locked(path: Path, mode: int):
+    """Hold the exclusive lock on `path`, made if it is not there. Waits for whoever holds it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    try:
+        if os.fstat(descriptor).st_uid == os.geteuid():
+            os.fchmod(descriptor, mode)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class JsonStore:
+    """A JSON object in a file. Raises StoreError where the file cannot be used, CorruptStore where it is bad."""
+
+    def __init__(self, path: Path, mode: int = 0o660):
+        self.path = Path(path)
+        self.mode = mode
+        self._lock_path = self.path.with_name(f".{self.path.name}.lock")
+        self._cached: tuple[tuple, dict] | None = None
+
+    def read(self) -> dict:
+        """The document, `{}` where there is no file. Parsed once a version: it is shared, do not change it."""
+        cached = self._cached
+        if cached and cached[0] == self.version():
+            return cached[1]
+        version, data = self._load()
+        document = self._parse(data) if version else {}
+        self._cached = (version, document)
+        return document
+
+    def version(self) -> tuple:
+        """What changes whenever the file does; empty where there is none. Costs one stat(2)."""
+        try:
+            return _version(os.stat(self.path))
+        except FileNotFoundError:
+            return ()
+        except OSError as error:
+            raise StoreError(f"{self.path} cannot be read: {error.strerror}") from error
+
+    @contextmanager
+    def update(self):
+        """Lock, read, let the caller change the object, write it. An exception inside leaves the file as it was."""
+        try:
+            with locked(self._lock_path, self.mode):
+                version, data = self._load()
+                document = self._parse(data) if version else {}
+                yield document
+                encoded = json.dumps(document, ensure_ascii=False, indent=1).encode() + b"\n"
+                if encoded != data:
+                    write_atomic(self.path, encoded, self.mode)
+        except OSError as error:
+            raise StoreError(f"{self.path} cannot be written: {error.strerror or error}") from error
+
+    def _load(self) -> tuple[tuple, bytes]:
+        try:
+            with open(self.path, "rb") as file:
+                return _version(os.fstat(file.fileno())), file.read()
+        except FileNotFoundError:
+            return (), b""
+        except OSError as error:
+            raise StoreError(f"{self.path} cannot be read: {error.strerror}") from error
+
+    def _parse(self, data: bytes) -> dict:
+        try:
+            document = json.loads(data)
+            if isinstance(document, dict):
+                return document
+            reason = f"it holds a {type(document).__name__}, not an object"
+        except (ValueError, RecursionError) as error:
+            reason = str(error) if data else "it is empty"
+        kept = self._keep(data)
+        raise CorruptStore(
+            f"{self.path} is not valid JSON ({reason}); nothing was changed. A copy is kept as {kept}: "
+            f"repair the file, put a backup in its place, or remove it to start with none"
+        )
+
+    def _keep(self, data: bytes) -> str:
+        digest = hashlib.sha256(data).hexdigest()[:8]
+        copy = self.path.with_name(f"{self.path.name}.corrupt-{digest}")
+        with suppress(OSError):
+            if not copy.exists():
+                write_atomic(copy, data, self.mode)
+        return copy.name
+
+
+def _version(status: os.stat_result) -> tuple:
+    return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

@@ -1,0 +1,168 @@
+"""What systemd hands a process: settings, sockets, credentials, readiness, a place for the log.
+
+Sources: sd_listen_fds(3), sd_notify(3), systemd.exec(5) on credentials, sd-daemon(3) on log priorities.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+import sys
+import threading
+from pathlib import Path
+
+LISTEN_FDS_START = 3
+LOG_COPY_BYTES = 4 << 20
+
+
+class ConfigurationError(Exception):
+    """A setting is missing or wrong; the message says what to do. `main` exits 78 (EX_CONFIG)."""
+
+
+class Settings:
+    """The settings of the service, read once from the environment."""
+
+    def __init__(self, environment):
+        self.api_url = environment.get("TELEGRAM_API_URL", "").rstrip("/") or "https://api.telegram.org"
+        self.data_dir = Path(environment.get("NOTIFY_DATA_DIR") or "/data/notifications")
+        self.bot_socket = Path(environment.get("NOTIFY_BOT_SOCKET") or "/run/notify-bot/bot.sock")
+        self.scripts_dir = Path(environment.get("NOTIFY_SCRIPTS_DIR") or "/run/notify-scripts")
+        self.ws_socket = Path(environment.get("NOTIFY_WS_SOCKET") or "/run/ws-gateway/ws.sock")
+        self.site_name = environment.get("NOTIFY_SITE_NAME") or socket.gethostname()
+        self.site_url = environment.get("NOTIFY_SITE_URL", "")
+        if not re.match(r"https?://[^/\s]+", self.api_url):
+            raise ConfigurationError("TELEGRAM_API_URL must be an http or https URL without a path")
+
+
+def version() -> str:
+    """The version of what is installed, as `--version` prints it."""
+    return Path(__file__).with_name("VERSION").read_text().strip()
+
+
+def bot_token(environment) -> str:
+    """The token: the credential `telegram-bot-token` first, then TELEGRAM_BOT_TOKEN.
+
+    It is taken out of the environment, so that no child inherits it. Raises ConfigurationError where there is
+    none or it cannot be one; the message never holds it.
+    """
+    from_environment = environment.pop("TELEGRAM_BOT_TOKEN", "")
+    token = (credential("telegram-bot-token", environment) or from_environment).strip()
+    if not token:
+        raise ConfigurationError(
+            "no bot token: put the token that @BotFather gave you into /etc/notify-bot/telegram-bot-token "
+            "(mode 0600), or set TELEGRAM_BOT_TOKEN in /etc/notify-bot/notify-bot.env; "
+            "then: systemctl restart notify-bot.service"
+        )
+    if not re.fullmatch(r"[0-9]{1,20}:[A-Za-z0-9_-]{1,200}", token):
+        raise ConfigurationError("the bot token is not of the form 123456:ABC-… that @BotFather gives")
+    return token
+
+
+def credential(name: str, environment=os.environ) -> str | None:
+    """The text of a systemd credential, None where the unit has none of that name."""
+    directory = environment.get("CREDENTIALS_DIRECTORY")
+    if not directory:
+        return None
+    try:
+        return Path(directory, name).read_text()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"the credential {name} cannot be read: {error}") from None
+
+
+def listen_sockets() -> dict[str, socket.socket]:
+    """The listening sockets systemd passed to this process, by FileDescriptorName; empty when there are none."""
+    pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
+    names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
+    if pid != str(os.getpid()) or not count.isdigit():
+        return {}
+    sockets = {}
+    for index in range(int(count)):
+        descriptor = LISTEN_FDS_START + index
+        os.set_inheritable(descriptor, False)
+        name = names[index] if index < len(names) and names[index] else f"socket{index}"
+        sockets[name] = socket.socket(fileno=descriptor)
+    return sockets
+
+
+def sd_notify(state: str) -> None:
+    """Tell the manager `state` (`READY=1`, `STATUS=…`, several joined by newlines); nothing without one."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager:
+        try:
+            manager.sendto(state.encode(), address)
+        except OSError as error:
+            logging.getLogger("service").warning("systemd cannot be notified: %s", error)
+
+
+def watchdog_seconds() -> float | None:
+    """Half the interval within which the manager wants WATCHDOG=1, None when it does not watch."""
+    microseconds = os.environ.get("WATCHDOG_USEC", "")
+    if not microseconds.isdigit() or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    return int(microseconds) / 2_000_000
+
+
+class _Format(logging.Formatter):
+    """Lines for the journal (`<N>` priorities) or for a person, without the secrets it was told of."""
+
+    _PRIORITY = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
+
+    def __init__(self, journal: bool, dated: bool, secrets: tuple):
+        super().__init__("%(asctime)s %(levelname)s %(message)s" if dated else "%(message)s")
+        self._journal = journal
+        self._secrets = secrets
+
+    def format(self, record):
+        text = super().format(record)
+        for secret in self._secrets:
+            text = text.replace(secret, "<token>")
+        if not self._journal:
+            return text
+        # Without a priority of its own every further line of a traceback would be an entry of default level.
+        prefix = f"<{self._PRIORITY.get(record.levelno, 6)}>"
+        return "\n".join(prefix + line for line in text.split("\n"))
+
+
+def setup_logging(copy: Path | None = None, secrets: tuple = (), verbose: bool = False) -> None:
+    """Log to stderr, and a bounded copy to the file `copy` where it can be written.
+
+    `secrets` are replaced in every line, tracebacks included. Exceptions that end a thread are logged too.
+    """
+    root = logging.getLogger()
+    root.setLevel(logging.DEBUG if verbose else logging.INFO)
+    stream = logging.StreamHandler(sys.stderr)
+    stream.setFormatter(_Format("JOURNAL_STREAM" in os.environ, False, secrets))
+    root.handlers[:] = [stream]
+    threading.excepthook = _log_thread_exception
+    if copy:
+        _add_copy(root, copy, secrets)
+
+
+def _add_copy(root: logging.Logger, path: Path, secrets: tuple) -> None:
+    from logging.handlers import RotatingFileHandler
+    try:
+        handler = RotatingFileHandler(path, maxBytes=LOG_COPY_BYTES, backupCount=1, encoding="utf-8",
+                                      errors="backslashreplace")
+    except OSError as error:
+        root.warning("no copy of the log in %s: %s", path, error.strerror)
+        return
+    handler.setFormatter(_Format(False, True, secrets))
+    # A full disk must not fill the journal with tracebacks of the copy that could not be written.
+    handler.handleError = lambda record: None
+    root.addHandler(handler)
+
+
+def _log_thread_exception(arguments) -> None:
+    if arguments.exc_type is SystemExit:
+        return
+    logging.getLogger("service").critical(
+        "thread %s died", arguments.thread.name if arguments.thread else "?",
+        exc_info=(arguments.exc_type, arguments.exc_value, arguments.exc_traceback))
