@@ -298,6 +298,8 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
     def handle_error(self, request, client_address):
         log.exception("a request ended in an error of ours")
+        with suppress(OSError):
+            request.sendall(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 
     def stop(self, seconds: float) -> bool:
         """Take no more connections, let requests that have begun be answered; False if `seconds` were too few."""
