@@ -1,0 +1,223 @@
+"""The Telegram Bot API over HTTPS, on connections that are kept open.
+
+Every call ends in a result or in one of two errors: TelegramError is Telegram's own answer, TelegramUnreachable
+says that there was none, and whether the request may have been carried out all the same. The token is part of
+each URL, so no URL and no exception that holds one leaves this module.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import secrets
+import select
+import threading
+import time
+import urllib.parse
+from contextlib import suppress
+
+CONNECT_SECONDS = 10
+ANSWER_SECONDS = 30
+IDLE_SECONDS = 50
+MAX_ANSWER_BYTES = 16 << 20
+
+
+class TelegramError(Exception):
+    """Telegram answered and said no. `code` is its error_code; `retry_after` (seconds) and `migrate_to` (chat id)
+    are from ResponseParameters, or None."""
+
+    def __init__(self, code: int, description: str, retry_after: int | None = None, migrate_to: int | None = None):
+        super().__init__(f"{code} {description}")
+        self.code = code
+        self.description = description
+        self.retry_after = retry_after
+        self.migrate_to = migrate_to
+
+
+class TelegramUnreachable(Exception):
+    """There was no answer of Telegram's. `unknown`: the request may have been carried out."""
+
+    def __init__(self, reason: str, unknown: bool):
+        super().__init__(reason)
+        self.unknown = unknown
+
+
+class TelegramAPI:
+    """Calls methods for one bot. Threads may share it; a call has a connection to itself while it lasts."""
+
+    def __init__(self, token: str, base_url: str):
+        url = urllib.parse.urlsplit(base_url)
+        self._secure = url.scheme == "https"
+        self._host, self._port = url.hostname, url.port
+        self._path = f"{url.path}/bot{token}/"
+        self._context = None
+        self._lock = threading.Lock()
+        self._idle: list[tuple[float, http.client.HTTPConnection]] = []
+        self._in_use: set[http.client.HTTPConnection] = set()
+        self._closed = False
+
+    def call(self, method: str, params: dict | None = None, files: dict | None = None,
+             timeout: float = ANSWER_SECONDS):
+        """The `result` of a Bot API method. `files` is `{parameter: (filename, bytes)}`."""
+        if files:
+            body, content_type = _multipart(params or {}, files)
+        else:
+            body, content_type = json.dumps(params or {}).encode(), "application/json"
+        connection = self._take(timeout)
+        try:
+            status, headers, data = self._exchange(connection, method, body, content_type)
+        except BaseException:
+            self._drop(connection)
+            raise
+        self._give_back(connection)
+        return _result(status, headers, data)
+
+    def close(self) -> None:
+        """End every connection; calls under way fail with TelegramUnreachable, later ones too."""
+        with self._lock:
+            self._closed = True
+            connections = [connection for _, connection in self._idle] + list(self._in_use)
+            self._idle.clear()
+        for connection in connections:
+            sock = connection.sock
+            if sock is not None:
+                with suppress(OSError):
+                    sock.shutdown(2)
+
+    def _exchange(self, connection, method: str, body: bytes, content_type: str) -> tuple:
+        try:
+            if connection.sock is None:
+                connection.connect()
+        except (OSError, UnicodeError) as error:
+            raise TelegramUnreachable(f"cannot connect: {_reason(error)}", unknown=False) from None
+        try:
+            connection.request("POST", self._path + method, body, {"Content-Type": content_type})
+            response = connection.getresponse()
+            data = response.read(MAX_ANSWER_BYTES)
+            if response.length or (response.chunked and not response.isclosed()):
+                raise http.client.IncompleteRead(b"")
+            return response.status, response.headers, data
+        except (OSError, http.client.HTTPException) as error:
+            raise TelegramUnreachable(f"no answer to {method}: {_reason(error)}", unknown=True) from None
+
+    def _take(self, timeout: float):
+        with self._lock:
+            if self._closed:
+                raise TelegramUnreachable("shutting down", unknown=False)
+            while self._idle:
+                since, connection = self._idle.pop()
+                if time.monotonic() - since < IDLE_SECONDS and not _is_readable(connection.sock):
+                    break
+                connection.close()
+            else:
+                connection = self._connection()
+            self._in_use.add(connection)
+        connection.timeout = timeout
+        if connection.sock is not None:
+            connection.sock.settimeout(timeout)
+        return connection
+
+    def _connection(self):
+        if not self._secure:
+            return _Connection(self._host, self._port)
+        if self._context is None:
+            import ssl
+            self._context = ssl.create_default_context()
+        return _SecureConnection(self._host, self._port, context=self._context)
+
+    def _give_back(self, connection) -> None:
+        with self._lock:
+            self._in_use.discard(connection)
+            if connection.sock is not None and not self._closed:
+                self._idle.append((time.monotonic(), connection))
+                return
+        connection.close()
+
+    def _drop(self, connection) -> None:
+        with self._lock:
+            self._in_use.discard(connection)
+        connection.close()
+
+
+class _Patient:
+    """Connect within CONNECT_SECONDS, then wait for an answer as long as the call says."""
+
+    def connect(self):
+        patience, self.timeout = self.timeout, CONNECT_SECONDS
+        try:
+            super().connect()
+        finally:
+            self.timeout = patience
+        self.sock.settimeout(patience)
+
+
+class _Connection(_Patient, http.client.HTTPConnection):
+    pass
+
+
+class _SecureConnection(_Patient, http.client.HTTPSConnection):
+    pass
+
+
+def _is_readable(sock) -> bool:
+    """An idle connection on which something can be read has been closed by the other side."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _reason(error: BaseException) -> str:
+    # Only the kind and the system's own text: an HTTPException may quote the request line.
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return type(error).__name__
+
+
+def _result(status: int, headers, data: bytes):
+    try:
+        answer = json.loads(data)
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict) or not isinstance(answer.get("ok"), bool):
+        if status == 413:
+            raise TelegramError(413, "Request Entity Too Large")
+        # A front end spoke, not the Bot API; whether the request got past it cannot be known (RFC 9110, 15.6).
+        raise TelegramUnreachable(f"HTTP {status} that is not of the Bot API", unknown=True)
+    if answer["ok"]:
+        return answer.get("result")
+    raise _error(status, headers, answer)
+
+
+def _error(status: int, headers, answer: dict) -> Exception:
+    code, parameters = answer.get("error_code"), answer.get("parameters")
+    code = code if type(code) is int else status
+    description = str(answer.get("description", ""))
+    if code >= 500:
+        return TelegramUnreachable(f"{code} {description}", unknown=True)
+    parameters = parameters if isinstance(parameters, dict) else {}
+    retry_after = _whole(parameters.get("retry_after")) or _whole(headers.get("Retry-After"))
+    if code == 429 and retry_after is None:
+        retry_after = 1
+    return TelegramError(code, description, retry_after, _whole(parameters.get("migrate_to_chat_id")))
+
+
+def _whole(value) -> int | None:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _multipart(params: dict, files: dict) -> tuple:
+    """RFC 7578. Objects go as JSON text, as the Bot API wants them."""
+    boundary = secrets.token_hex(16)
+    pieces = []
+    for name, value in params.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        pieces.append(f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{text}\r\n'.encode())
+    for name, (filename, data) in files.items():
+        safe = "".join("_" if c in '"\\' or not c.isprintable() else c for c in filename)
+        pieces += [f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"; filename="{safe}"\r\n'
+                   "Content-Type: application/octet-stream\r\n\r\n".encode(), data, b"\r\n"]
+    pieces.append(f"--{boundary}--\r\n".encode())
+    return b"".join(pieces), f"multipart/form-data; boundary={boundary}"
