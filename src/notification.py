@@ -1,0 +1,181 @@
+"""What a message looks like in Telegram: the Bot API calls that show it whole, with its formatting.
+
+A message is a dict with `text` and, where they are wanted, `title` (shown bold, taken literally), `parse_mode`
+(`Markdown` when absent, `MarkdownV2`, `HTML`, `""`), `photo` (its file name), `photo_size` (bytes), `silent`,
+`buttons` (rows of Bot API InlineKeyboardButton). Legacy Markdown is turned into entities here: then nothing in a
+text can be refused, and it can be cut anywhere. Lengths are code points, as Telegram counts them.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import time
+
+import markdown
+
+MAX_TEXT = 4096
+MAX_CAPTION = 1024
+MAX_PARTS = 20
+MAX_PHOTO_BYTES = 10 << 20  # sendPhoto; beyond it the same file goes by sendDocument
+LATE_SECONDS = 900
+PARSE_MODES = ("Markdown", "MarkdownV2", "HTML", "")
+_NUMBER_ROOM = len("(20/20)\n")
+
+
+class Step:
+    """One Bot API call: `method`, its `params` but for the chat, and the file it carries.
+
+    `attachment` is `(parameter, filename, content)` where content None stands for the photo of the message.
+    """
+
+    __slots__ = ("method", "params", "attachment")
+
+    def __init__(self, method: str, params: dict, attachment: tuple | None = None):
+        self.method = method
+        self.params = params
+        self.attachment = attachment
+
+    def plain(self) -> Step | None:
+        """The same call without markup, for when Telegram cannot parse it; None when there is none in it."""
+        markup = {"parse_mode", "entities", "caption_entities"}
+        if not markup & self.params.keys():
+            return None
+        params = {name: value for name, value in self.params.items() if name not in markup}
+        return Step(self.method, params, self.attachment)
+
+    def as_document(self) -> Step | None:
+        """The same call with its photo as a file, for when Telegram will not show it; None without a photo."""
+        if self.method != "sendPhoto":
+            return None
+        return Step("sendDocument", self.params, ("document", *self.attachment[1:]))
+
+
+def compose(message: dict, late_since: float | None = None) -> list[Step]:
+    """The calls that deliver a message, in order. `late_since`: the unix time it was accepted, if it says so."""
+    title = message.get("title") or ""
+    body = _body(message, late_since, message.get("parse_mode", "Markdown"))
+    if body.parse_mode and len(body.headed(title, "bold").text) > MAX_TEXT:
+        # A markup that only Telegram reads cannot be cut in parts: a long text arrives as it was written.
+        body = _body(message, late_since, "")
+    steps = _photo_steps(message, title, body) if message.get("photo") else _text_steps(title, body)
+    if message.get("silent"):
+        for step in steps:
+            step.params["disable_notification"] = True
+    if message.get("buttons"):
+        steps[-1].params["reply_markup"] = {"inline_keyboard": message["buttons"]}
+    return steps
+
+
+class _Text:
+    """A text with its entities (offsets in code points), or in a markup only Telegram reads (`parse_mode`)."""
+
+    __slots__ = ("text", "entities", "parse_mode")
+
+    def __init__(self, text: str, entities: list, parse_mode: str = ""):
+        self.text = text
+        self.entities = entities
+        self.parse_mode = parse_mode
+
+    def headed(self, heading: str, kind: str) -> _Text:
+        """With a line in front, whatever characters it has."""
+        if not heading:
+            return self
+        if self.parse_mode == "HTML":
+            tag = {"bold": "b", "italic": "i"}[kind]
+            return _Text(f"<{tag}>{html.escape(heading, quote=False)}</{tag}>\n{self.text}", [], "HTML")
+        if self.parse_mode == "MarkdownV2":
+            mark = {"bold": "*", "italic": "_"}[kind]
+            escaped = re.sub(r"([_*\[\]()~`>#+\-=|{}.!\\])", r"\\\1", heading)
+            return _Text(f"{mark}{escaped}{mark}\n{self.text}", [], "MarkdownV2")
+        shift = len(heading) + 1
+        moved = [{**entity, "offset": entity["offset"] + shift} for entity in self.entities]
+        return _Text(f"{heading}\n{self.text}" if self.text else heading,
+                     [{"type": kind, "offset": 0, "length": len(heading)}, *moved])
+
+    def cut(self, start: int, end: int) -> _Text:
+        kept = []
+        for entity in self.entities:
+            first, last = max(entity["offset"], start), min(entity["offset"] + entity["length"], end)
+            if first < last:
+                kept.append({**entity, "offset": first - start, "length": last - first})
+        return _Text(self.text[start:end], kept)
+
+    def params(self, name: str) -> dict:
+        """As parameters of a call: `name` is `text` or `caption`."""
+        params = {name: self.text}
+        if self.parse_mode:
+            params["parse_mode"] = self.parse_mode
+        elif self.entities:
+            params["entities" if name == "text" else "caption_entities"] = \
+                markdown.to_utf16(self.text, self.entities)
+        return params
+
+
+def _body(message: dict, late_since: float | None, parse_mode: str) -> _Text:
+    text = message.get("text") or ""
+    if parse_mode == "Markdown":
+        try:
+            body = _Text(*markdown.parse(text))
+        except markdown.MarkdownError:
+            body = _Text(text, [])
+    else:
+        body = _Text(text, [], parse_mode)
+    if late_since is None:
+        return body
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(late_since))
+    return body.headed(f"Delivered late, written {when}", "italic")
+
+
+def _text_steps(title: str, body: _Text) -> list[Step]:
+    whole = body.headed(title, "bold")
+    if not whole.text.strip():
+        whole = _Text("(empty message)", [])
+    if len(whole.text) <= MAX_TEXT:
+        return [Step("sendMessage", whole.params("text"))]
+    pieces = [whole.cut(start, end) for start, end in split(whole.text, MAX_TEXT - _NUMBER_ROOM)]
+    if len(pieces) > MAX_PARTS:
+        return [_as_file(title, body, whole)]
+    return [Step("sendMessage", _numbered(piece, number, len(pieces)).params("text"))
+            for number, piece in enumerate(pieces, 1)]
+
+
+def _numbered(piece: _Text, number: int, total: int) -> _Text:
+    """The number stands where Telegram's trimming would otherwise take an indentation off the cut."""
+    mark = f"({number}/{total})"
+    if number == 1:
+        return _Text(piece.text + ("" if piece.text.endswith("\n") else "\n") + mark, piece.entities)
+    shift = len(mark) + 1
+    return _Text(f"{mark}\n{piece.text}", [{**entity, "offset": entity["offset"] + shift}
+                                           for entity in piece.entities])
+
+
+def _as_file(title: str, body: _Text, whole: _Text) -> Step:
+    if len(title) <= MAX_CAPTION:
+        caption, content = _Text("", []).headed(title, "bold"), body.text
+    else:
+        caption, content = _Text("", []), whole.text
+    return Step("sendDocument", caption.params("caption"), ("document", "message.txt", content.encode()))
+
+
+def _photo_steps(message: dict, title: str, body: _Text) -> list[Step]:
+    whole = body.headed(title, "bold")
+    fits = len(whole.text) <= MAX_CAPTION
+    caption = whole if fits else _Text("", []).headed(title if len(title) <= MAX_CAPTION else "", "bold")
+    photo = Step("sendPhoto", caption.params("caption"), ("photo", message["photo"], None))
+    if message.get("photo_size", 0) > MAX_PHOTO_BYTES:
+        photo = photo.as_document()
+    if fits:
+        return [photo]
+    return [photo, *_text_steps(title if len(title) > MAX_CAPTION else "", body)]
+
+
+def split(text: str, limit: int) -> list[tuple[int, int]]:
+    """Where to cut a text into parts of at most `limit` code points: after a line, else a word, else anywhere."""
+    parts, start = [], 0
+    while len(text) - start > limit:
+        end = start + limit
+        cut = text.rfind("\n", start, end) + 1 or text.rfind(" ", start, end) + 1 or end
+        parts.append((start, cut))
+        start = cut
+    return [*parts, (start, len(text))]
