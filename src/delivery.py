@@ -1,0 +1,433 @@
+"""Delivery: messages go from the outbox to Telegram, in order within a chat, as fast as Telegram allows.
+
+Each chat with something to send is a lane, and a lane has at most one call under way. The scheduler gives out
+one call at a time: of the lanes that may send now, replies before notifications, else who has waited longest.
+A lane waits for its own pace, for its own `retry_after` and after its own failures; everything waits for the
+pace of the bot, when Telegram cannot be reached, and when it refuses the token.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import queue
+import random
+import threading
+import time
+from collections import deque
+
+from notification import LATE_SECONDS, Step, compose
+from outbox import CorruptEntry, Outbox
+from telegram_api import TelegramAPI, TelegramError, TelegramUnreachable
+
+log = logging.getLogger("delivery")
+
+WORKERS = 16
+MAX_AGE_SECONDS = 86400
+MAX_BACKOFF_SECONDS = 60
+TOKEN_RETRY_SECONDS = 60
+DISK_RETRY_SECONDS = 5
+STUCK_SECONDS = 180
+FLOOD_CHATS = 3
+# Bot API FAQ, "My bot is hitting limits": 1/s in a chat, 20/min in a group, 30/s in all. Slightly under each,
+# because what counts is when a request arrives.
+CHAT_PACE = (1.05, 3)
+GROUP_PACE = (3.1, 1)
+BOT_PACE = (1 / 29, 15)
+
+
+class Pace:
+    """The generic cell rate algorithm: one in `interval` seconds, with a burst."""
+
+    __slots__ = ("_interval", "_slack", "_next")
+
+    def __init__(self, interval: float, burst: int):
+        self._interval = interval
+        self._slack = interval * (burst - 1)
+        self._next = 0.0
+
+    def ready_at(self) -> float:
+        return self._next - self._slack
+
+    def take(self, now: float) -> None:
+        self._next = max(now, self._next) + self._interval
+
+    def rested(self, now: float) -> bool:
+        return self._next <= now
+
+
+class _Lane:
+    __slots__ = ("chat_id", "replies", "notifications", "pace", "parked_until", "failures", "scheduled")
+
+    def __init__(self, chat_id: int):
+        self.chat_id = chat_id
+        self.replies: deque[str] = deque()
+        self.notifications: deque[str] = deque()
+        self.pace = Pace(*(GROUP_PACE if chat_id < 0 else CHAT_PACE))
+        self.parked_until = 0.0
+        self.failures = 0
+        self.scheduled = False  # waiting in the heap, ready, or with a worker
+
+    def ready_at(self) -> float:
+        return max(self.pace.ready_at(), self.parked_until)
+
+    def pending(self) -> deque[str]:
+        return self.replies or self.notifications
+
+
+class Outcome:
+    """What became of a message: `status` 200, 404, 409 or 502, and Telegram's words."""
+
+    __slots__ = ("status", "reason")
+
+    def __init__(self, status: int, reason: str = ""):
+        self.status = status
+        self.reason = reason
+
+
+class Recipients:
+    """What delivery asks and tells of the people behind the chats. The service has the real one."""
+
+    def chat_of(self, user: str, chat_id: int) -> int | None:
+        """Where messages for `user` go now, None when that is nowhere; `chat_id` is where they went when accepted."""
+        return chat_id
+
+    def blocked(self, user: str | None, chat_id: int, reason: str) -> None:
+        """Telegram delivers nothing to this chat any more."""
+
+    def moved(self, user: str | None, chat_id: int, new_chat_id: int) -> None:
+        """The chat has a new id."""
+
+    def delivered(self, entry: dict) -> None:
+        """A message is in the chat, whole."""
+
+
+class Delivery:
+    """Delivers what is in the outbox, from `start` until `stop`. `stats` counts for the status line."""
+
+    def __init__(self, outbox: Outbox, api: TelegramAPI, recipients: Recipients):
+        self._outbox, self._api, self._recipients = outbox, api, recipients
+        self._changed = threading.Condition()
+        self._lanes: dict[int, _Lane] = {}
+        self._heap: list[tuple[float, int, _Lane]] = []
+        self._ready_replies: deque[_Lane] = deque()
+        self._ready: deque[_Lane] = deque()
+        self._turn = 0
+        self._pace = Pace(*BOT_PACE)
+        self._paused_until = 0.0
+        self._failures = 0
+        self._flooded: dict[int, float] = {}
+        self._stopping = False
+        self._work: queue.SimpleQueue = queue.SimpleQueue()
+        self._workers: list[threading.Thread] = []
+        self._under_way: dict[int, float] = {}
+        self._waiting: dict[str, tuple[threading.Event, list]] = {}
+        self._of_user: dict[str, int] = {}
+        self._accepted_at: dict[str, float] = {}
+        self._scheduler = threading.Thread(target=self._schedule, name="delivery", daemon=True)
+        self.token_refused = False
+        self.stats = {"delivered": 0, "refused": 0, "retried": 0}
+        self.last_delivery: float | None = None
+        self.beat = time.monotonic()
+
+    def start(self) -> None:
+        for entry in self._outbox.load():
+            self._enqueue(entry)
+        self._scheduler.start()
+
+    def stop(self, seconds: float) -> bool:
+        """Give out no more calls and wait for those under way; False if `seconds` were too few."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: not self._under_way, seconds)
+
+    def queued(self, user: str | None = None) -> int:
+        """How many messages are accepted and not delivered, in all or for a user."""
+        return len(self._accepted_at) if user is None else self._of_user.get(user, 0)
+
+    def oldest_age(self) -> float:
+        """Seconds since the oldest message of the queue was accepted; 0 when it is empty."""
+        with self._changed:
+            return max(0.0, time.time() - min(self._accepted_at.values(), default=time.time()))
+
+    def is_alive(self) -> bool:
+        """Whether the scheduler comes round and no call has been under way for longer than a call can take."""
+        now = time.monotonic()
+        with self._changed:
+            oldest = min(self._under_way.values(), default=now)
+        return self._scheduler.is_alive() and now - self.beat < STUCK_SECONDS and now - oldest < STUCK_SECONDS
+
+    def submit(self, entry: dict, wait: float = 0) -> Outcome | None:
+        """Deliver an accepted entry. Waits up to `wait` seconds: its outcome, or None when it is still queued."""
+        if wait <= 0:
+            self._enqueue(entry)
+            return None
+        event, outcome = self._waiting.setdefault(entry["id"], (threading.Event(), []))
+        self._enqueue(entry)
+        return self._await(entry["id"], event, outcome, wait)
+
+    def await_queued(self, entry_id: str, wait: float) -> Outcome | None:
+        """Like `submit`, for an entry that was submitted before."""
+        with self._changed:
+            if entry_id not in self._accepted_at or wait <= 0:
+                return None
+            event, outcome = self._waiting.setdefault(entry_id, (threading.Event(), []))
+        return self._await(entry_id, event, outcome, wait)
+
+    def _await(self, entry_id: str, event: threading.Event, outcome: list, wait: float) -> Outcome | None:
+        event.wait(wait)
+        with self._changed:
+            if not outcome:
+                self._waiting.pop(entry_id, None)
+        return outcome[0] if outcome else None
+
+    def _enqueue(self, entry: dict) -> None:
+        with self._changed:
+            self._accepted_at[entry["id"]] = entry["accepted_at"]
+            if entry["user"] and not entry["reply"]:
+                self._of_user[entry["user"]] = self._of_user.get(entry["user"], 0) + 1
+            lane = self._lane(entry["chat_id"])
+            (lane.replies if entry["reply"] else lane.notifications).append(entry["id"])
+            self._put(lane)
+
+    def _lane(self, chat_id: int) -> _Lane:
+        lane = self._lanes.get(chat_id)
+        if lane is None:
+            lane = self._lanes[chat_id] = _Lane(chat_id)
+        return lane
+
+    def _put(self, lane: _Lane) -> None:
+        """Schedule a lane that has something to send, unless it is scheduled."""
+        if lane.scheduled or not lane.pending():
+            return
+        lane.scheduled = True
+        self._turn += 1
+        heapq.heappush(self._heap, (lane.ready_at(), self._turn, lane))
+        self._changed.notify_all()
+
+    def _schedule(self) -> None:
+        while True:
+            with self._changed:
+                while not self._stopping and (seconds := self._seconds_to_next()) > 0:
+                    self.beat = time.monotonic()
+                    self._changed.wait(min(seconds, 5.0))
+                if self._stopping:
+                    return
+                lane = (self._ready_replies or self._ready).popleft()
+                now = self.beat = time.monotonic()
+                self._pace.take(now)
+                lane.pace.take(now)
+                self._under_way[lane.chat_id] = now
+            self._hand_out(lane)
+
+    def _seconds_to_next(self) -> float:
+        """How long until a lane may send; 0 when one may now."""
+        now = time.monotonic()
+        while self._heap and self._heap[0][0] <= now:
+            lane = heapq.heappop(self._heap)[2]
+            (self._ready_replies if lane.replies else self._ready).append(lane)
+        if len(self._under_way) >= (1 if self._failures else WORKERS):
+            return 5.0
+        if self._ready_replies or self._ready:
+            return max(0.0, self._pace.ready_at() - now, self._paused_until - now)
+        self._forget_rested(now)
+        return self._heap[0][0] - now if self._heap else 5.0
+
+    def _forget_rested(self, now: float) -> None:
+        if len(self._lanes) > 1000 or not self._heap:
+            for chat_id in [chat_id for chat_id, lane in self._lanes.items()
+                            if not lane.scheduled and lane.pace.rested(now) and lane.parked_until <= now]:
+                del self._lanes[chat_id]
+
+    def _hand_out(self, lane: _Lane) -> None:
+        if len(self._workers) < min(WORKERS, len(self._under_way)):
+            worker = threading.Thread(target=self._work_on, name=f"delivery-{len(self._workers)}", daemon=True)
+            self._workers.append(worker)
+            worker.start()
+        self._work.put(lane)
+
+    def _work_on(self) -> None:
+        while True:
+            lane = self._work.get()
+            try:
+                self._deliver(lane)
+            except OSError as error:
+                log.error("outbox: %s; trying again in %d s", error, DISK_RETRY_SECONDS)
+                lane.parked_until = time.monotonic() + DISK_RETRY_SECONDS
+            finally:
+                with self._changed:
+                    del self._under_way[lane.chat_id]
+                    lane.scheduled = False
+                    self._put(lane)
+                    self._changed.notify_all()
+
+    def _deliver(self, lane: _Lane) -> None:
+        """One call for the message at the head of a lane."""
+        entry_id = lane.pending()[0]
+        try:
+            entry = self._outbox.read(entry_id)
+            if not self._is_addressed(lane, entry):
+                return
+            step, last = self._step(entry)
+            self._call(step, lane.chat_id, entry_id)
+        except CorruptEntry as error:
+            self._outbox.set_aside(entry_id, str(error))
+            self._finish(lane, entry_id, None, Outcome(502, "the stored message is damaged"))
+        except TelegramUnreachable as error:
+            self._unreachable(lane, entry, error)
+        except TelegramError as error:
+            self._refused(lane, entry, error)
+        else:
+            self._succeeded(lane, entry, last)
+
+    def _is_addressed(self, lane: _Lane, entry: dict) -> bool:
+        """Whether the message still belongs in this chat and is not too old; if not, it is dealt with."""
+        if time.time() - entry["accepted_at"] > MAX_AGE_SECONDS:
+            self._fail(lane, entry, 502, "it could not be delivered within a day")
+            return False
+        if not entry["user"] or entry["reply"]:
+            return True
+        chat_id = self._recipients.chat_of(entry["user"], entry["chat_id"])
+        if chat_id is None:
+            self._fail(lane, entry, 404, f"User '{entry['user']}' has no linked Telegram any more")
+        elif chat_id != lane.chat_id:
+            self._readdress(lane, entry, chat_id)
+        return chat_id == lane.chat_id
+
+    def _step(self, entry: dict) -> tuple[Step, bool]:
+        if entry["part"] == 0 and not entry["reply"] and time.time() - entry["accepted_at"] > LATE_SECONDS:
+            entry["late_since"] = entry["accepted_at"]
+        steps = compose(entry["message"], entry["late_since"])
+        part = min(entry["part"], len(steps) - 1)
+        return steps[part], part == len(steps) - 1
+
+    def _call(self, step: Step, chat_id: int, entry_id: str) -> None:
+        try:
+            self._send(step, chat_id, entry_id)
+        except TelegramError as error:
+            other = _other_way(step, error)
+            if other is None:
+                raise
+            log.info("%s: Telegram says %s; sent another way", entry_id, error.description)
+            self._call(other, chat_id, entry_id)
+
+    def _send(self, step: Step, chat_id: int, entry_id: str) -> None:
+        files = None
+        if step.attachment:
+            parameter, filename, content = step.attachment
+            files = {parameter: (filename, self._outbox.photo(entry_id) if content is None else content)}
+        self._api.call(step.method, {"chat_id": chat_id, **step.params}, files)
+
+    def _succeeded(self, lane: _Lane, entry: dict, last: bool) -> None:
+        if self._failures or self.token_refused:
+            log.warning("Telegram answers again; %d messages are queued", self.queued())
+        self._failures = lane.failures = 0
+        self.token_refused = False
+        self.last_delivery = time.time()
+        if not last:
+            entry["part"] += 1
+            self._outbox.save(entry)
+            return
+        self._outbox.delivered(entry)
+        self.stats["delivered"] += 1
+        seconds = time.time() - entry["accepted_at"]
+        log.info("delivered %s to %s in %.1f s", entry["id"], entry["user"] or f"chat {lane.chat_id}", seconds)
+        self._finish(lane, entry["id"], entry, Outcome(200))
+        self._recipients.delivered(entry)
+
+    def _unreachable(self, lane: _Lane, entry: dict, error: TelegramUnreachable) -> None:
+        if error.unknown:
+            self.stats["retried"] += 1
+            log.warning("%s: %s; it may have been delivered and is sent again", entry["id"], error)
+        lane.failures += 1
+        lane.parked_until = time.monotonic() + _backoff(lane.failures)
+        with self._changed:
+            if self._failures == 0:
+                log.warning("Telegram cannot be reached (%s); %d messages wait", error, self.queued())
+            self._failures += 1
+            self._paused_until = max(self._paused_until, time.monotonic() + _backoff(self._failures))
+
+    def _refused(self, lane: _Lane, entry: dict, error: TelegramError) -> None:
+        if error.retry_after is not None:
+            self._slow_down(lane, error.retry_after)
+        elif error.code in (401, 404):
+            self._pause_for_token(error)
+        elif error.migrate_to:
+            log.warning("chat %d has become chat %d", lane.chat_id, error.migrate_to)
+            self._recipients.moved(entry["user"], lane.chat_id, error.migrate_to)
+            self._readdress(lane, entry, error.migrate_to)
+        elif _is_gone(error):
+            self._recipients.blocked(entry["user"], lane.chat_id, error.description)
+            self._fail(lane, entry, 409, error.description)
+        else:
+            self._fail(lane, entry, 502, error.description)
+
+    def _slow_down(self, lane: _Lane, seconds: int) -> None:
+        now = time.monotonic()
+        log.warning("Telegram wants %d s of rest for chat %d", seconds, lane.chat_id)
+        lane.parked_until = now + seconds + 0.1
+        with self._changed:
+            self._flooded = {chat: until for chat, until in self._flooded.items() if until > now}
+            self._flooded[lane.chat_id] = now + seconds
+            if len(self._flooded) >= FLOOD_CHATS:
+                # Several chats at once are refused for what the bot does, not for what one chat got.
+                self._paused_until = max(self._paused_until, min(self._flooded.values()))
+
+    def _pause_for_token(self, error: TelegramError) -> None:
+        if not self.token_refused:
+            log.critical("Telegram refuses the bot token (%s): put the right one in place and restart "
+                         "notify-bot.service; %d messages wait", error.description, self.queued())
+        self.token_refused = True
+        with self._changed:
+            self._failures = max(self._failures, 1)
+            self._paused_until = time.monotonic() + TOKEN_RETRY_SECONDS
+
+    def _readdress(self, lane: _Lane, entry: dict, chat_id: int) -> None:
+        entry["chat_id"] = chat_id
+        self._outbox.save(entry)
+        with self._changed:
+            lane.pending().popleft()
+            other = self._lane(chat_id)
+            (other.replies if entry["reply"] else other.notifications).append(entry["id"])
+            self._put(other)
+
+    def _fail(self, lane: _Lane, entry: dict, status: int, reason: str) -> None:
+        self._outbox.failed(entry, status, reason)
+        self.stats["refused"] += 1
+        log.error("%s for %s failed for good: %s", entry["id"], entry["user"] or f"chat {lane.chat_id}", reason)
+        self._finish(lane, entry["id"], entry, Outcome(status, reason))
+
+    def _finish(self, lane: _Lane, entry_id: str, entry: dict | None, outcome: Outcome) -> None:
+        with self._changed:
+            (lane.replies if lane.replies and lane.replies[0] == entry_id else lane.notifications).popleft()
+            self._accepted_at.pop(entry_id, None)
+            user = entry and not entry["reply"] and entry["user"]
+            if user:
+                self._of_user[user] -= 1
+                if not self._of_user[user]:
+                    del self._of_user[user]
+            waiting = self._waiting.pop(entry_id, None)
+            if waiting:
+                waiting[1].append(outcome)
+                waiting[0].set()
+
+
+def _backoff(failures: int) -> float:
+    return min(MAX_BACKOFF_SECONDS, 0.5 * 2 ** min(failures, 10)) * random.uniform(0.5, 1)
+
+
+def _is_gone(error: TelegramError) -> bool:
+    return error.code == 403 or "chat not found" in error.description.lower()
+
+
+_NOT_A_PHOTO = ("PHOTO_INVALID_DIMENSIONS", "IMAGE_PROCESS_FAILED", "is too big for a photo", "PHOTO_EXT_INVALID")
+
+
+def _other_way(step: Step, error: TelegramError) -> Step | None:
+    """The call that may pass where this one was refused; None when there is no other way."""
+    if error.code == 413 or any(text in error.description for text in _NOT_A_PHOTO):
+        return step.as_document()
+    if error.code == 400 and "can't parse" in error.description:
+        return step.plain()
+    return None
