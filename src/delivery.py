@@ -85,11 +85,32 @@ class Outcome:
         self.reason = reason
 
 
+class Receipt:
+    """By which to wait for what becomes of a message."""
+
+    __slots__ = ("_settled", "_outcome")
+
+    def __init__(self):
+        self._settled = threading.Lock()
+        self._settled.acquire()
+        self._outcome: Outcome | None = None
+
+    def wait(self, seconds: float) -> Outcome | None:
+        """The outcome, None when there is none within `seconds`."""
+        if self._settled.acquire(timeout=seconds):
+            self._settled.release()
+        return self._outcome
+
+    def settle(self, outcome: Outcome | None) -> None:
+        self._outcome = outcome
+        self._settled.release()
+
+
 class Recipients:
     """What delivery asks and tells of the people behind the chats. The service has the real one."""
 
-    def chat_of(self, user: str, chat_id: int) -> int | None:
-        """Where messages for `user` go now, None when that is nowhere; `chat_id` is where they went when accepted."""
+    def chat_of(self, user: str, chat_id: int) -> int | Outcome:
+        """Where a message for `user` goes now, or why nowhere; `chat_id` is where it was to go when accepted."""
         return chat_id
 
     def blocked(self, user: str | None, chat_id: int, reason: str) -> None:
@@ -121,9 +142,10 @@ class Delivery:
         self._work: queue.SimpleQueue = queue.SimpleQueue()
         self._workers: list[threading.Thread] = []
         self._under_way: dict[int, float] = {}
-        self._waiting: dict[str, tuple[threading.Event, list]] = {}
+        self._receipts: dict[str, Receipt] = {}
         self._of_user: dict[str, int] = {}
-        self._accepted_at: dict[str, float] = {}
+        self._queued: dict[str, tuple[float, str | None]] = {}  # when accepted, for whom it counts
+        self._unrecorded: dict[str, tuple[dict, bool]] = {}
         self._scheduler = threading.Thread(target=self._schedule, name="delivery", daemon=True)
         self.token_refused = False
         self.stats = {"delivered": 0, "refused": 0, "retried": 0}
@@ -136,20 +158,27 @@ class Delivery:
         self._scheduler.start()
 
     def stop(self, seconds: float) -> bool:
-        """Give out no more calls and wait for those under way; False if `seconds` were too few."""
+        """Give out no more calls and wait for those under way; False if `seconds` were too few.
+
+        Whoever waits for a receipt learns that the message is still queued."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-            return self._changed.wait_for(lambda: not self._under_way, seconds)
+            finished = self._changed.wait_for(lambda: not self._under_way, seconds)
+            receipts, self._receipts = self._receipts, {}
+        for receipt in receipts.values():
+            receipt.settle(None)
+        return finished
 
     def queued(self, user: str | None = None) -> int:
         """How many messages are accepted and not delivered, in all or for a user."""
-        return len(self._accepted_at) if user is None else self._of_user.get(user, 0)
+        return len(self._queued) if user is None else self._of_user.get(user, 0)
 
     def oldest_age(self) -> float:
         """Seconds since the oldest message of the queue was accepted; 0 when it is empty."""
         with self._changed:
-            return max(0.0, time.time() - min(self._accepted_at.values(), default=time.time()))
+            oldest = min((accepted_at for accepted_at, _ in self._queued.values()), default=None)
+        return 0.0 if oldest is None else max(0.0, time.time() - oldest)
 
     def is_alive(self) -> bool:
         """Whether the scheduler comes round and no call has been under way for longer than a call can take."""
@@ -158,35 +187,28 @@ class Delivery:
             oldest = min(self._under_way.values(), default=now)
         return self._scheduler.is_alive() and now - self.beat < STUCK_SECONDS and now - oldest < STUCK_SECONDS
 
-    def submit(self, entry: dict, wait: float = 0) -> Outcome | None:
-        """Deliver an accepted entry. Waits up to `wait` seconds: its outcome, or None when it is still queued."""
-        if wait <= 0:
-            self._enqueue(entry)
-            return None
-        event, outcome = self._waiting.setdefault(entry["id"], (threading.Event(), []))
+    def submit(self, entry: dict) -> Receipt:
+        """Deliver an accepted entry."""
+        receipt = Receipt()
+        with self._changed:
+            if self._stopping:
+                receipt.settle(None)
+            else:
+                self._receipts[entry["id"]] = receipt
         self._enqueue(entry)
-        return self._await(entry["id"], event, outcome, wait)
+        return receipt
 
-    def await_queued(self, entry_id: str, wait: float) -> Outcome | None:
-        """Like `submit`, for an entry that was submitted before."""
+    def watch(self, entry_id: str) -> Receipt | None:
+        """The receipt of an entry that was submitted before; None when it is not queued any more."""
         with self._changed:
-            if entry_id not in self._accepted_at or wait <= 0:
-                return None
-            event, outcome = self._waiting.setdefault(entry_id, (threading.Event(), []))
-        return self._await(entry_id, event, outcome, wait)
-
-    def _await(self, entry_id: str, event: threading.Event, outcome: list, wait: float) -> Outcome | None:
-        event.wait(wait)
-        with self._changed:
-            if not outcome:
-                self._waiting.pop(entry_id, None)
-        return outcome[0] if outcome else None
+            return self._receipts.setdefault(entry_id, Receipt()) if entry_id in self._queued else None
 
     def _enqueue(self, entry: dict) -> None:
         with self._changed:
-            self._accepted_at[entry["id"]] = entry["accepted_at"]
-            if entry["user"] and not entry["reply"]:
-                self._of_user[entry["user"]] = self._of_user.get(entry["user"], 0) + 1
+            user = None if entry["reply"] else entry["user"]
+            self._queued[entry["id"]] = (entry["accepted_at"], user)
+            if user:
+                self._of_user[user] = self._of_user.get(user, 0) + 1
             lane = self._lane(entry["chat_id"])
             (lane.replies if entry["reply"] else lane.notifications).append(entry["id"])
             self._put(lane)
@@ -265,6 +287,9 @@ class Delivery:
     def _deliver(self, lane: _Lane) -> None:
         """One call for the message at the head of a lane."""
         entry_id = lane.pending()[0]
+        if entry_id in self._unrecorded:
+            self._record(lane, entry_id)
+            return
         try:
             entry = self._outbox.read(entry_id)
             if not self._is_addressed(lane, entry):
@@ -273,7 +298,7 @@ class Delivery:
             self._call(step, lane.chat_id, entry_id)
         except CorruptEntry as error:
             self._outbox.set_aside(entry_id, str(error))
-            self._finish(lane, entry_id, None, Outcome(502, "the stored message is damaged"))
+            self._finish(lane, entry_id, Outcome(502, "the stored message is damaged"))
         except TelegramUnreachable as error:
             self._unreachable(lane, entry, error)
         except TelegramError as error:
@@ -288,12 +313,12 @@ class Delivery:
             return False
         if not entry["user"] or entry["reply"]:
             return True
-        chat_id = self._recipients.chat_of(entry["user"], entry["chat_id"])
-        if chat_id is None:
-            self._fail(lane, entry, 404, f"User '{entry['user']}' has no linked Telegram any more")
-        elif chat_id != lane.chat_id:
-            self._readdress(lane, entry, chat_id)
-        return chat_id == lane.chat_id
+        where = self._recipients.chat_of(entry["user"], entry["chat_id"])
+        if isinstance(where, Outcome):
+            self._fail(lane, entry, where.status, where.reason)
+        elif where != lane.chat_id:
+            self._readdress(lane, entry, where)
+        return where == lane.chat_id
 
     def _step(self, entry: dict) -> tuple[Step, bool]:
         if entry["part"] == 0 and not entry["reply"] and time.time() - entry["accepted_at"] > LATE_SECONDS:
@@ -325,15 +350,26 @@ class Delivery:
         self._failures = lane.failures = 0
         self.token_refused = False
         self.last_delivery = time.time()
-        if not last:
-            entry["part"] += 1
-            self._outbox.save(entry)
-            return
-        self._outbox.delivered(entry)
+        self._unrecorded[entry["id"]] = (entry, last)
+        self._record(lane, entry["id"])
+
+    def _record(self, lane: _Lane, entry_id: str) -> None:
+        """Write down that a call was carried out. Until that succeeds the call is not made again: on a disk that
+        is full every new attempt would be one more copy in the chat."""
+        entry, last = self._unrecorded[entry_id]
+        if last:
+            self._outbox.delivered(entry)
+        else:
+            self._outbox.save({**entry, "part": entry["part"] + 1})
+        del self._unrecorded[entry_id]
+        if last:
+            self._delivered(lane, entry)
+
+    def _delivered(self, lane: _Lane, entry: dict) -> None:
         self.stats["delivered"] += 1
         seconds = time.time() - entry["accepted_at"]
         log.info("delivered %s to %s in %.1f s", entry["id"], entry["user"] or f"chat {lane.chat_id}", seconds)
-        self._finish(lane, entry["id"], entry, Outcome(200))
+        self._finish(lane, entry["id"], Outcome(200))
         self._recipients.delivered(entry)
 
     def _unreachable(self, lane: _Lane, entry: dict, error: TelegramUnreachable) -> None:
@@ -387,7 +423,7 @@ class Delivery:
         entry["chat_id"] = chat_id
         self._outbox.save(entry)
         with self._changed:
-            lane.pending().popleft()
+            _remove_head(lane, entry["id"])
             other = self._lane(chat_id)
             (other.replies if entry["reply"] else other.notifications).append(entry["id"])
             self._put(other)
@@ -396,21 +432,24 @@ class Delivery:
         self._outbox.failed(entry, status, reason)
         self.stats["refused"] += 1
         log.error("%s for %s failed for good: %s", entry["id"], entry["user"] or f"chat {lane.chat_id}", reason)
-        self._finish(lane, entry["id"], entry, Outcome(status, reason))
+        self._finish(lane, entry["id"], Outcome(status, reason))
 
-    def _finish(self, lane: _Lane, entry_id: str, entry: dict | None, outcome: Outcome) -> None:
+    def _finish(self, lane: _Lane, entry_id: str, outcome: Outcome) -> None:
         with self._changed:
-            (lane.replies if lane.replies and lane.replies[0] == entry_id else lane.notifications).popleft()
-            self._accepted_at.pop(entry_id, None)
-            user = entry and not entry["reply"] and entry["user"]
+            _remove_head(lane, entry_id)
+            _, user = self._queued.pop(entry_id)
             if user:
                 self._of_user[user] -= 1
                 if not self._of_user[user]:
                     del self._of_user[user]
-            waiting = self._waiting.pop(entry_id, None)
-            if waiting:
-                waiting[1].append(outcome)
-                waiting[0].set()
+            receipt = self._receipts.pop(entry_id, None)
+        if receipt:
+            receipt.settle(outcome)
+
+
+def _remove_head(lane: _Lane, entry_id: str) -> None:
+    """A reply may have come in front since the message was taken up."""
+    (lane.replies if lane.replies and lane.replies[0] == entry_id else lane.notifications).popleft()
 
 
 def _backoff(failures: int) -> float:

@@ -98,6 +98,10 @@ class Links:
         """Record that Telegram delivers nothing to this chat any more. A new link clears it."""
         self._change(link, blocked=reason)
 
+    def mark_reachable(self, link: Link) -> None:
+        """The person has written in the chat, so Telegram delivers to it again."""
+        self._change(link, blocked=None)
+
     def move_chat(self, link: Link, chat_id: int) -> None:
         """Follow a chat to its new id (Bot API, ResponseParameters.migrate_to_chat_id)."""
         self._change(link, chat_id=chat_id)

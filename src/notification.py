@@ -20,7 +20,17 @@ MAX_PARTS = 20
 MAX_PHOTO_BYTES = 10 << 20  # sendPhoto; beyond it the same file goes by sendDocument
 LATE_SECONDS = 900
 PARSE_MODES = ("Markdown", "MarkdownV2", "HTML", "")
+_SIGNATURES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpg"}
 _NUMBER_ROOM = len("(20/20)\n")
+
+
+def photo_name(head: bytes, name: str) -> str | None:
+    """The file name under which Telegram gets a picture that begins with `head`; None when it is no PNG or JPEG."""
+    for signature, suffix in _SIGNATURES.items():
+        if head.startswith(signature):
+            stem = "".join(c for c in name.rpartition(".")[0] or name if c.isprintable() and c not in '/"\\')
+            return f"{stem[:100] or 'photo'}.{suffix}"
+    return None
 
 
 class Step:

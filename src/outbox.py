@@ -25,7 +25,7 @@ import shutil
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jsonstore import sync_directory, write_atomic
@@ -59,6 +59,8 @@ class Outbox:
         self._failed, self._corrupt = directory / "failed", directory / "corrupt"
         self._lock = threading.Lock()
         self._sequence = 0
+        self._released = threading.Condition()
+        self._claimed: set[str] = set()
         try:
             for path in (directory, self._queue, self._sent, self._failed, self._corrupt):
                 path.mkdir(mode=0o700, exist_ok=True)
@@ -106,10 +108,30 @@ class Outbox:
                     return state, entry
         return None
 
-    def upload(self) -> tuple[int, Path]:
-        """A new file for a picture that is arriving: a descriptor and its path. Raises OSError."""
-        descriptor, path = tempfile.mkstemp(prefix=".upload-", dir=self._queue)
-        return descriptor, Path(path)
+    @contextmanager
+    def claim(self, entry_id: str):
+        """Hold an ID while looking whether it was accepted before, which is what is yielded (see `find`), and
+        while accepting it if not. A second request with the same key waits, and then finds the first one's."""
+        with self._released:
+            self._released.wait_for(lambda: entry_id not in self._claimed)
+            self._claimed.add(entry_id)
+        try:
+            yield self.find(entry_id, time.time())
+        finally:
+            with self._released:
+                self._claimed.discard(entry_id)
+                self._released.notify_all()
+
+    @contextmanager
+    def upload(self):
+        """A new binary file for a picture that is arriving, and its path. It is gone at the end unless `add` took
+        it over. Raises OSError."""
+        with tempfile.NamedTemporaryFile(prefix=".upload-", dir=self._queue, delete=False) as file:
+            path = Path(file.name)
+            try:
+                yield file, path
+            finally:
+                path.unlink(missing_ok=True)
 
     def add(self, entry_id: str, fields: dict, photo: Path | None = None) -> dict:
         """Accept a message: durable on return. `photo` is a synced file of `upload`'s, and is taken over.
@@ -136,12 +158,12 @@ class Outbox:
         """An entry of the queue. Raises CorruptEntry."""
         return _read(self._path(entry_id), entry_id)
 
-    def photo(self, entry_id: str) -> bytes:
-        """The picture of an entry of the queue. Raises CorruptEntry."""
-        try:
-            return self._photo_path(entry_id).read_bytes()
-        except FileNotFoundError as error:
-            raise CorruptEntry("its picture is missing") from error
+    def photo(self, entry_id: str) -> Path:
+        """The file with the picture of an entry of the queue. Raises CorruptEntry where there is none."""
+        path = self._photo_path(entry_id)
+        if not path.is_file():
+            raise CorruptEntry("its picture is missing")
+        return path
 
     def save(self, entry: dict) -> None:
         """Keep the progress of an entry of the queue. Raises OSError."""

@@ -58,14 +58,16 @@ class TelegramAPI:
 
     def call(self, method: str, params: dict | None = None, files: dict | None = None,
              timeout: float = ANSWER_SECONDS):
-        """The `result` of a Bot API method. `files` is `{parameter: (filename, bytes)}`."""
+        """The `result` of a Bot API method. `files` is `{parameter: (filename, bytes or Path)}`.
+
+        Raises OSError where a file cannot be read."""
         if files:
-            body, content_type = _multipart(params or {}, files)
+            body, headers = _multipart(params or {}, files)
         else:
-            body, content_type = json.dumps(params or {}).encode(), "application/json"
+            body, headers = json.dumps(params or {}).encode(), {"Content-Type": "application/json"}
         connection = self._take(timeout)
         try:
-            status, headers, data = self._exchange(connection, method, body, content_type)
+            status, headers, data = self._exchange(connection, method, body, headers)
         except BaseException:
             self._drop(connection)
             raise
@@ -84,14 +86,14 @@ class TelegramAPI:
                 with suppress(OSError):
                     sock.shutdown(2)
 
-    def _exchange(self, connection, method: str, body: bytes, content_type: str) -> tuple:
+    def _exchange(self, connection, method: str, body, headers: dict) -> tuple:
         try:
             if connection.sock is None:
                 connection.connect()
         except (OSError, UnicodeError) as error:
             raise TelegramUnreachable(f"cannot connect: {_reason(error)}", unknown=False) from None
         try:
-            connection.request("POST", self._path + method, body, {"Content-Type": content_type})
+            connection.request("POST", self._path + method, body, headers)
             response = connection.getresponse()
             data = response.read(MAX_ANSWER_BYTES)
             if response.length or (response.chunked and not response.isclosed()):
@@ -209,15 +211,27 @@ def _whole(value) -> int | None:
 
 
 def _multipart(params: dict, files: dict) -> tuple:
-    """RFC 7578. Objects go as JSON text, as the Bot API wants them."""
+    """RFC 7578, as an iterable of bytes and its headers. Objects go as JSON text, as the Bot API wants them."""
     boundary = secrets.token_hex(16)
     pieces = []
     for name, value in params.items():
         text = value if isinstance(value, str) else json.dumps(value)
         pieces.append(f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{text}\r\n'.encode())
-    for name, (filename, data) in files.items():
+    for name, (filename, content) in files.items():
         safe = "".join("_" if c in '"\\' or not c.isprintable() else c for c in filename)
         pieces += [f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"; filename="{safe}"\r\n'
-                   "Content-Type: application/octet-stream\r\n\r\n".encode(), data, b"\r\n"]
+                   "Content-Type: application/octet-stream\r\n\r\n".encode(), content, b"\r\n"]
     pieces.append(f"--{boundary}--\r\n".encode())
-    return b"".join(pieces), f"multipart/form-data; boundary={boundary}"
+    length = sum(len(piece) if isinstance(piece, bytes) else piece.stat().st_size for piece in pieces)
+    return _chunks(pieces), {"Content-Type": f"multipart/form-data; boundary={boundary}",
+                             "Content-Length": str(length)}
+
+
+def _chunks(pieces: list):
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            yield piece
+            continue
+        with open(piece, "rb") as file:
+            while data := file.read(1 << 18):
+                yield data

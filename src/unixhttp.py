@@ -301,8 +301,8 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         with suppress(OSError):
             request.sendall(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 
-    def stop(self, seconds: float) -> bool:
-        """Take no more connections, let requests that have begun be answered; False if `seconds` were too few."""
+    def stop_accepting(self) -> None:
+        """Take no more connections and end those on which nothing was asked. Returns when that is so."""
         self.stopping.set()
         self.shutdown()
         with self._changed:
@@ -310,6 +310,10 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
                 if not serving:
                     with suppress(OSError):
                         connection.shutdown(socket.SHUT_RD)
+
+    def drain(self, seconds: float) -> bool:
+        """Wait until the requests that have begun are answered; False if `seconds` were too few."""
+        with self._changed:
             return self._changed.wait_for(lambda: not self._connections, seconds)
 
 

@@ -1,0 +1,424 @@
+"""What the bot answers in a chat: the commands, and the buttons under its messages.
+
+An update is what Telegram says it is and who sent it is what Telegram says, so a chat that is linked to a login
+may see and run that login's scripts, and no other. Everything is answered through the outbox, under a key made of
+the update: an update that is handled twice is answered once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import stat
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from contract import ContractError, parse_output
+
+import scripts_socket
+from jsonstore import StoreError
+from links import CODE_SECONDS, Link, Links
+from markdown import escape
+from notification import photo_name
+from outbox import OutboxError
+from scripts_socket import ScriptsError
+from telegram_api import TelegramError, TelegramUnreachable
+
+log = logging.getLogger("chat")
+
+PAGE_SCRIPTS = 30  # a keyboard holds about 100 buttons and 10 kB
+MAX_RUNS_PER_CHAT = 2
+MAX_IMAGE_BYTES = 50 << 20
+SHOWN_NAME = 40
+
+COMMANDS = {
+    "start": "link this chat, or see whom it is linked to",
+    "status": "your scripts: last run, next run, run one now",
+    "test": "see what a notification looks like",
+    "whoami": "which login this chat belongs to",
+    "help": "what this bot does",
+    "stop": "unlink this chat",
+}
+
+
+class Chat:
+    """Handles updates, in several threads at once."""
+
+    def __init__(self, settings, links: Links, outbox, delivery, api):
+        self._settings, self._links, self._api = settings, links, api
+        self._outbox, self._delivery = outbox, delivery
+        self._username = ""
+        self._lock = threading.Lock()
+        self._running: dict[int, set] = {}
+        self._commands = {"start": self._start, "help": self._help, "whoami": self._whoami, "status": self._status,
+                          "test": self._test, "stop": self._stop}
+        self._presses = {"run": self._run, "page": self._page, "stop": self._confirm_stop}
+
+    def introduce(self) -> None:
+        """Learn the bot's own name and tell Telegram its commands. Raises what the API raises."""
+        self._username = str(self._api.call("getMe").get("username", ""))
+        self._api.call("setMyCommands", {"commands": [{"command": command, "description": description}
+                                                      for command, description in COMMANDS.items()]})
+        log.info("this bot is @%s", self._username)
+
+    def handle(self, update: dict, begin) -> None:
+        """Answer an update. `begin()` is called before anything that must not be done twice."""
+        message, press = update.get("message"), update.get("callback_query")
+        if isinstance(press, dict):
+            message = press.get("message")
+        chat = message.get("chat") if isinstance(message, dict) else None
+        if not isinstance(chat, dict) or type(chat.get("id")) is not int:
+            return
+        event = _Event(update, chat, message, press, begin)
+        try:
+            if isinstance(press, dict):
+                self._press(event, str(press.get("data", "")))
+            else:
+                self._message(event, str(message.get("text", "")))
+        except StoreError as error:
+            log.error("%s", error)
+            self._reply(event, "The service cannot read its own files now. Your administrator finds the reason in "
+                               "the journal of notify-bot.service.", parse_mode="")
+
+    def interrupted(self, update: dict) -> None:
+        """A restart came while this update was worked on, and it is not worked on again."""
+        message = update.get("callback_query", {}).get("message", {})
+        chat_id = message.get("chat", {}).get("id")
+        if type(chat_id) is int:
+            event = _Event(update, {"id": chat_id}, message, None, None)
+            self._reply(event, "The service was restarted while this script ran, so what it found is not known. "
+                               "Press Run in /status to run it again.")
+
+    def welcome(self, link: Link) -> None:
+        """Say in the chat that it has been linked. Raises OutboxError."""
+        self._send(f"welcome:{link.user}:{link.chat_id}:{link.linked_at}", link.chat_id,
+                   f"✅ This chat is now linked to `{link.user}` on {escape(self._settings.site_name)}. "
+                   "What your scripts find arrives here.\n\n"
+                   "/status shows your scripts, /test a sample, /help the rest.")
+
+    def _message(self, event: _Event, text: str) -> None:
+        command = self._command(text)
+        if event.is_group:
+            if command:
+                self._reply(event, f"I link private chats only. Write to me there: https://t.me/{self._username}",
+                            parse_mode="")
+            return
+        link = self._link(event)
+        if command in self._commands:
+            self._commands[command](event, link)
+        elif link:
+            self._reply(event, f"This chat is linked to `{link.user}`. /help says what I understand.")
+        else:
+            self._reply(event, "Use /start to link your account.")
+
+    def _command(self, text: str) -> str | None:
+        """The command a text begins with; None where there is none, or it is for another bot."""
+        if not text.startswith("/"):
+            return None
+        command, _, addressee = text[1:].split(maxsplit=1)[0].partition("@") if text[1:].strip() else ("", "", "")
+        if addressee and addressee.lower() != self._username.lower():
+            return None
+        return command.lower()
+
+    def _link(self, event: _Event) -> Link | None:
+        link = self._links.of_chat(event.chat_id)
+        if link and link.blocked:
+            self._links.mark_reachable(link)
+        return link
+
+    def _start(self, event: _Event, link: Link | None) -> None:
+        if link:
+            self._reply(event, f"This chat is already linked as `{link.user}`. /status shows your scripts, "
+                               "/stop unlinks it.")
+            return
+        code = self._links.create_code(event.chat_id, event.chat_name)
+        where = escape(self._settings.site_url or f"the dashboard of {self._settings.site_name}")
+        self._reply(event, f"Your code is `{code}`\n\nType it in at {where} within {CODE_SECONDS // 60} minutes. "
+                           "It links this chat to the login that types it, so give it to nobody.")
+
+    def _help(self, event: _Event, link: Link | None) -> None:
+        lines = [f"/{command} - {description}" for command, description in COMMANDS.items()]
+        self._reply(event, f"I bring you what your scripts on {self._settings.site_name} find.\n\n" + "\n".join(lines)
+                    + "\n\nPut a script into ~/user/notifications/ and it runs every five minutes.", parse_mode="")
+
+    def _whoami(self, event: _Event, link: Link | None) -> None:
+        if link is None:
+            self._reply(event, f"This chat ({event.chat_id}) is linked to nobody. Use /start to link your account.",
+                        parse_mode="")
+            return
+        self._reply(event, f"You are `{link.user}` on {escape(self._settings.site_name)}, linked since "
+                           f"{escape(link.linked_at or 'an unknown day')}. This chat is `{event.chat_id}`.")
+
+    def _test(self, event: _Event, link: Link | None) -> None:
+        if not self._must_be_linked(event, link):
+            return
+        picture = Path(__file__).with_name("sample_chart.png")
+        with open(picture, "rb") as file:
+            self._reply(event, f"This is how a notification looks, `{link.user}`: a *title*, a _message_, and a "
+                               "picture if the script makes one.", title="Sample notification", picture=file,
+                        picture_name=picture.name)
+
+    def _stop(self, event: _Event, link: Link | None) -> None:
+        if self._must_be_linked(event, link):
+            self._reply(event, f"Unlink this chat from `{link.user}`? Your scripts go on running, and you are told "
+                               "nothing any more.",
+                        buttons=[[_button("Yes, unlink", "stop:yes"), _button("No, keep it", "stop:no")]])
+
+    def _confirm_stop(self, event: _Event, link: Link | None, answer: str) -> None:
+        self._answer_press(event, "")
+        if answer != "yes":
+            self._edit(event, "Nothing was changed.", [])
+        elif link and self._links.unlink(link.user):
+            log.info("%s unlinked their chat", link.user)
+            self._edit(event, "Unlinked. /start links this chat again.", [])
+        else:
+            self._edit(event, "This chat was not linked.", [])
+
+    def _must_be_linked(self, event: _Event, link: Link | None) -> bool:
+        if link is None:
+            self._reply(event, "Use /start to link your account.")
+        return link is not None
+
+    def _status(self, event: _Event, link: Link | None) -> None:
+        if not self._must_be_linked(event, link):
+            return
+        try:
+            text, buttons = self._status_page(link, 0)
+        except ScriptsError as error:
+            text, buttons = f"Your scripts cannot be listed: {error}.", []
+        self._reply(event, text, parse_mode="", buttons=buttons)
+
+    def _page(self, event: _Event, link: Link | None, number: str) -> None:
+        self._answer_press(event, "")
+        if link is None:
+            return
+        try:
+            self._edit(event, *self._status_page(link, int(number) if number.isdecimal() else 0))
+        except ScriptsError as error:
+            self._edit(event, f"Your scripts cannot be listed: {error}.", [])
+
+    def _status_page(self, link: Link, page: int) -> tuple[str, list]:
+        scripts = self._scripts(link)
+        if not scripts:
+            return ("You have no scripts yet. Put one into ~/user/notifications/ and it runs every five minutes.", [])
+        pages = (len(scripts) - 1) // PAGE_SCRIPTS + 1
+        page = min(page, pages - 1)
+        shown = scripts[page * PAGE_SCRIPTS:(page + 1) * PAGE_SCRIPTS]
+        heading = f"{len(scripts)} scripts of {link.user}" + (f", page {page + 1} of {pages}" if pages > 1 else "")
+        now = time.time()
+        text = heading + "".join(f"\n\n{_describe(script, now)}" for script in shown)
+        buttons = [[_button(f"▶ Run {_short(script['name'])}", f"run:{_digest(script['name'])}")]
+                   for script in shown if not script.get("refused")]
+        turn = [_button(label, f"page:{number}") for label, number in (("◀ Back", page - 1), ("Next ▶", page + 1))
+                if 0 <= number < pages]
+        return text, buttons + ([turn] if turn else [])
+
+    def _scripts(self, link: Link) -> list[dict]:
+        request = {"do": "list"}
+        with scripts_socket.ask(self._settings.scripts_dir, link.user, request, scripts_socket.LIST_SECONDS) as answer:
+            scripts = _checked(answer[0]).get("scripts")
+        if not isinstance(scripts, list):
+            raise ScriptsError("the answer is not a list")
+        return [script for script in scripts if isinstance(script, dict) and isinstance(script.get("name"), str)]
+
+    def _run(self, event: _Event, link: Link | None, digest: str) -> None:
+        if link is None:
+            self._answer_press(event, "This chat is not linked any more.")
+            return
+        try:
+            name = next((script["name"] for script in self._scripts(link) if _digest(script["name"]) == digest), None)
+        except ScriptsError as error:
+            self._answer_press(event, f"It cannot be run: {error}.")
+            return
+        if name is None:
+            self._answer_press(event, "This script is not there any more.")
+            return
+        refusal = self._reserve(event.chat_id, name)
+        self._answer_press(event, refusal or f"Running {_short(name)} …")
+        if refusal:
+            return
+        try:
+            event.begin()
+            self._run_and_tell(event, link, name)
+        finally:
+            self._release(event.chat_id, name)
+
+    def _reserve(self, chat_id: int, name: str) -> str:
+        with self._lock:
+            running = self._running.setdefault(chat_id, set())
+            if name in running:
+                return f"{_short(name)} is running already."
+            if len(running) >= MAX_RUNS_PER_CHAT:
+                return f"{len(running)} of your scripts are running already."
+            running.add(name)
+            return ""
+
+    def _release(self, chat_id: int, name: str) -> None:
+        with self._lock:
+            self._running[chat_id].discard(name)
+            if not self._running[chat_id]:
+                del self._running[chat_id]
+
+    def _run_and_tell(self, event: _Event, link: Link, name: str) -> None:
+        log.info("%s runs %s from the chat", link.user, name)
+        request = {"do": "run", "name": name}
+        shown = escape(name)
+        try:
+            with scripts_socket.ask(self._settings.scripts_dir, link.user, request, scripts_socket.RUN_SECONDS) as (
+                    answer, image):
+                if answer.get("ok") is not True and answer.get("stderr"):
+                    self._reply(event, f"{name} failed: {answer.get('error')}\n\n{answer['stderr']}", parse_mode="")
+                    return
+                found = parse_output(str(_checked(answer).get("output", "")).encode())
+                if not found.notify:
+                    self._reply(event, f"{shown} ran and has nothing to report.")
+                    return
+                with _image_file(image) as file:
+                    self._reply(event, found.message, title=found.title, picture=file, dispatch=link.user, script=name,
+                                picture_name=os.path.basename(found.image_path or "image"))
+        except ScriptsError as error:
+            self._reply(event, f"{shown} could not be run: {escape(str(error))}.")
+        except ContractError as error:
+            self._reply(event, f"{shown} ran, and what it printed breaks the contract: {escape(str(error))}.")
+
+    def _press(self, event: _Event, data: str) -> None:
+        action, _, argument = data.partition(":")
+        if event.is_group or action not in self._presses:
+            self._answer_press(event, "This button does nothing any more.")
+            return
+        self._presses[action](event, self._link(event), argument)
+
+    def _answer_press(self, event: _Event, text: str) -> None:
+        """answerCallbackQuery: the button stops spinning, and shows up to 200 characters."""
+        params = {"callback_query_id": event.press.get("id"), "text": text[:200]}
+        try:
+            self._api.call("answerCallbackQuery", params)
+        except (TelegramError, TelegramUnreachable) as error:
+            log.debug("a press was not answered: %s", error)
+
+    def _edit(self, event: _Event, text: str, buttons: list) -> None:
+        params = {"chat_id": event.chat_id, "message_id": event.message.get("message_id"), "text": text,
+                  "reply_markup": {"inline_keyboard": buttons}}
+        try:
+            self._api.call("editMessageText", params)
+        except (TelegramError, TelegramUnreachable) as error:
+            log.info("a message was not edited: %s", error)
+
+    def _reply(self, event: _Event, text: str, **message) -> None:
+        try:
+            self._send(event.key(), event.chat_id, text, **message)
+        except (OutboxError, OSError) as error:
+            log.error("chat %d gets no answer: %s", event.chat_id, error)
+
+    def _send(self, key: str, chat_id: int, text: str, parse_mode: str = "Markdown", title: str = "",
+              buttons: list = (), picture=None, picture_name: str = "", dispatch: str | None = None,
+              script: str = "") -> None:
+        message = {"title": title, "text": text, "parse_mode": parse_mode, "buttons": list(buttons)}
+        fields = {"chat_id": chat_id, "reply": True, "user": dispatch, "script": script, "message": message}
+        entry_id = self._outbox.identify(key)
+        with self._outbox.claim(entry_id) as found:
+            if found is not None:
+                return
+            if picture is None:
+                self._delivery.submit(self._outbox.add(entry_id, fields))
+                return
+            with self._outbox.upload() as (file, path):
+                shutil.copyfileobj(picture, file)
+                file.flush()
+                os.fsync(file.fileno())
+                message["photo_size"] = file.tell()
+                file.seek(0)
+                message["photo"] = photo_name(file.read(8), picture_name)
+                if message["photo"] is None:
+                    message["text"] += "\n\n(Its image is not a PNG or JPEG, and is left out.)"
+                self._delivery.submit(self._outbox.add(entry_id, fields, path if message["photo"] else None))
+
+
+class _Event:
+    """One update: where it happened, and how to answer it once."""
+
+    def __init__(self, update: dict, chat: dict, message: dict, press: dict | None, begin):
+        self.update_id = update.get("update_id")
+        self.chat_id: int = chat["id"]
+        self.is_group = chat.get("type", "private") != "private"
+        self.chat_name = _person(chat)
+        self.message = message
+        self.press = press
+        self.begin = begin
+        self._answers = 0
+
+    def key(self) -> str:
+        self._answers += 1
+        return f"update:{self.update_id}:{self._answers}"
+
+
+@contextmanager
+def _image_file(descriptor: int | None):
+    """The file of a descriptor that came with an answer, if it is one of a size Telegram takes; else None."""
+    if descriptor is None:
+        yield None
+        return
+    with open(os.dup(descriptor), "rb") as file:
+        status = os.fstat(descriptor)
+        yield file if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_IMAGE_BYTES else None
+
+
+def _checked(answer) -> dict:
+    if not isinstance(answer, dict) or answer.get("ok") is not True:
+        reason = answer.get("error") if isinstance(answer, dict) else None
+        raise ScriptsError(str(reason or "the answer is not understood").rstrip("."))
+    return answer
+
+
+def _person(chat: dict) -> str:
+    """`Jana (@jana)`, as the link page shows whom a code belongs to."""
+    name = " ".join(str(chat[part]) for part in ("first_name", "last_name") if chat.get(part))
+    username = f"@{chat['username']}" if chat.get("username") else ""
+    if name and username:
+        return f"{name} ({username})"
+    return name or username or f"chat {chat['id']}"
+
+
+def _button(text: str, data: str) -> dict:
+    return {"text": text, "callback_data": data}
+
+
+def _digest(name: str) -> str:
+    """A key for a script that fits into callback_data, which has 64 bytes, however long the name is."""
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= SHOWN_NAME else name[:SHOWN_NAME - 1] + "…"
+
+
+def _describe(script: dict, now: float) -> str:
+    if script.get("refused"):
+        return f"⛔ {_short(script['name'])}\nis not run: {script['refused']}"
+    mark = "⚠️" if script.get("last_error") else "•"
+    text = f"{mark} {_short(script['name'])}\nlast run {_ago(script.get('last_run'), now)}, " \
+           f"last sent {_ago(script.get('last_sent'), now)}, next run {_ahead(script.get('next_run'), now)}"
+    return text + (f"\n{str(script['last_error'])[:200]}" if script.get("last_error") else "")
+
+
+def _ago(seconds, now: float) -> str:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        return "never"
+    return f"{_span(max(0, now - seconds))} ago"
+
+
+def _ahead(seconds, now: float) -> str:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        return "not scheduled"
+    return f"in {_span(seconds - now)}" if seconds > now else "now"
+
+
+def _span(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

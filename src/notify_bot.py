@@ -1,0 +1,246 @@
+#!/usr/bin/python3 -EsS
+"""The notification service: takes messages on a unix socket, delivers them to Telegram, answers in the chats.
+
+usage: notify_bot.py [--verbose]
+
+Started by notify-bot.service; by hand it makes its socket itself. It has no options but its environment:
+TELEGRAM_BOT_TOKEN or the credential telegram-bot-token, TELEGRAM_API_URL, NOTIFY_DATA_DIR, NOTIFY_BOT_SOCKET,
+NOTIFY_SCRIPTS_DIR, NOTIFY_WS_SOCKET, NOTIFY_SITE_NAME, NOTIFY_SITE_URL. See notify-bot(8).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+
+import service
+import unixhttp
+from chat import Chat
+from delivery import Delivery, Outcome, Recipients
+from gateway import Gateway
+from jsonstore import StoreError
+from links import Link, Links
+from outbox import Outbox, OutboxError
+from polling import Poller
+from sendapi import Context, SendHandler
+from telegram_api import TelegramAPI
+
+log = logging.getLogger("notify-bot")
+
+EX_UNAVAILABLE, EX_CANTCREAT, EX_CONFIG = 69, 73, 78
+TICK_SECONDS = 1.0
+EXPIRE_SECONDS = 3600
+STOP_SECONDS = 8.0  # of the ten within which the service promises to be gone
+API_STUCK_SECONDS = 60
+
+
+class People(Recipients):
+    """The people behind the chats: their links, and their desktops."""
+
+    def __init__(self, links: Links, gateway: Gateway):
+        self._links, self._gateway = links, gateway
+
+    def chat_of(self, user: str, chat_id: int) -> int | Outcome:
+        try:
+            link = self._links.of_user(user)
+        except StoreError as error:
+            log.error("%s; a message goes where it was to go when it was accepted", error)
+            return chat_id
+        if link is None:
+            return Outcome(404, f"User '{user}' has no linked Telegram any more")
+        if link.blocked:
+            return Outcome(409, str(link.blocked))
+        return link.chat_id
+
+    def blocked(self, user: str | None, chat_id: int, reason: str) -> None:
+        self._change(chat_id, lambda link: self._links.mark_blocked(link, reason))
+
+    def moved(self, user: str | None, chat_id: int, new_chat_id: int) -> None:
+        self._change(chat_id, lambda link: self._links.move_chat(link, new_chat_id))
+
+    def delivered(self, entry: dict) -> None:
+        if entry["user"]:
+            message = entry["message"]
+            self._gateway.dispatch(entry["user"], message.get("title") or "", message.get("text") or "",
+                                   str(entry.get("script") or ""))
+
+    def _change(self, chat_id: int, change) -> None:
+        try:
+            link = self._links.of_chat(chat_id)
+            if link:
+                change(link)
+        except StoreError as error:
+            log.error("%s", error)
+
+
+class Welcomer:
+    """Says hello in the chat of a new link. The web side only writes the file, so it is looked at every second."""
+
+    def __init__(self, links: Links, chat: Chat):
+        self._links, self._chat = links, chat
+        self._seen: dict[str, Link] | None = None
+        self._problem = ""
+
+    def look(self) -> None:
+        try:
+            links = self._links.all()
+            if links is self._seen:
+                return
+            for link in self._links.to_welcome(time.time()):
+                log.info("%s is linked to chat %d", link.user, link.chat_id)
+                self._chat.welcome(link)
+                self._links.mark_welcomed(link, time.time())
+            self._seen, self._problem = links, ""
+        except (StoreError, OutboxError) as error:
+            if str(error) != self._problem:
+                log.error("%s", error)
+            self._problem = str(error)
+
+
+class Service:
+    """Everything that runs, from `start` to `stop`."""
+
+    def __init__(self, settings: service.Settings, token: str, listener):
+        self._settings = settings
+        self._listener = listener
+        self._outbox = Outbox(settings.data_dir / "outbox")
+        self._links = Links(settings.data_dir)
+        self._api = TelegramAPI(token, settings.api_url)
+        self._delivery = Delivery(self._outbox, self._api, People(self._links, Gateway(settings.ws_socket)))
+        self._chat = Chat(settings, self._links, self._outbox, self._delivery, self._api)
+        self._poller = Poller(self._api, settings.data_dir, self._chat)
+        self._welcomer = Welcomer(self._links, self._chat)
+        context = Context(self._outbox, self._delivery, self._links, self.health)
+        self._server = unixhttp.Server(listener, SendHandler, context)
+        self._server_thread = threading.Thread(target=self._server.serve_forever, name="api", daemon=True)
+
+    def start(self) -> None:
+        self._delivery.start()
+        self._server_thread.start()
+        self._poller.start()
+
+    def watch(self, stop: threading.Event) -> None:
+        """Until `stop`: notice new links, say how things are, keep the watchdog quiet while all goes on."""
+        watchdog = service.watchdog_seconds()
+        fed = expired = reported = 0.0
+        status = ""
+        while not stop.wait(TICK_SECONDS):
+            self._welcomer.look()
+            now = time.monotonic()
+            if watchdog and now - fed >= min(watchdog, 10) and self.is_alive():
+                service.sd_notify("WATCHDOG=1")
+                fed = now
+            if now - reported >= 5 and self.status() != status:
+                status, reported = self.status(), now
+                service.sd_notify(f"STATUS={status}")
+            if now - expired >= EXPIRE_SECONDS:
+                expired = now
+                self._expire()
+
+    def stop(self) -> None:
+        """Finish what is under way, within STOP_SECONDS. What is not delivered is on disk for the next start."""
+        deadline = time.monotonic() + STOP_SECONDS
+        self._server.stop_accepting()
+        self._poller.stop(0)
+        self._delivery.stop(STOP_SECONDS / 2)
+        self._server.drain(max(0.1, deadline - time.monotonic()))
+        self._api.close()
+        self._outbox.close()
+
+    def is_alive(self) -> bool:
+        serving = self._server_thread.is_alive() and time.monotonic() - self._server.beat < API_STUCK_SECONDS
+        alive = {"polling": self._poller.is_alive(), "delivery": self._delivery.is_alive(), "the API": serving}
+        for name in [name for name, is_alive in alive.items() if not is_alive]:
+            log.critical("%s makes no progress; the watchdog is not fed", name)
+        return all(alive.values())
+
+    def status(self) -> str:
+        """The line `systemctl status` shows."""
+        if self._poller.problem:
+            polled = self._poller.problem
+        elif self._poller.polled_at is None:
+            polled = "not polled yet"
+        else:
+            polled = f"polled {max(0, time.time() - self._poller.polled_at):.0f} s ago"
+        return f"{self._linked()} linked, {self._delivery.queued()} queued, {polled}"
+
+    def health(self) -> tuple[int, dict]:
+        """The answer to GET /health: 503 where Telegram does not take what is accepted."""
+        problem = self._poller.problem
+        if self._delivery.token_refused:
+            problem = "Telegram refuses the bot token"
+        report = {"ok": problem is None, "version": service.version(), "linked": self._linked(),
+                  "queued": self._delivery.queued(), "oldest_seconds": round(self._delivery.oldest_age(), 1),
+                  "last_poll": self._poller.polled_at, "last_delivery": self._delivery.last_delivery,
+                  **self._delivery.stats}
+        if problem:
+            report["error"] = problem
+        return 503 if problem else 200, report
+
+    def _linked(self) -> int | str:
+        try:
+            return len(self._links.all())
+        except StoreError:
+            return "?"
+
+    def _expire(self) -> None:
+        try:
+            self._outbox.expire(time.time())
+        except OSError as error:
+            log.error("old messages cannot be removed: %s", error)
+
+
+def _listener(settings: service.Settings):
+    sockets = service.listen_sockets()
+    if len(sockets) > 1:
+        raise service.ConfigurationError(f"systemd passed {len(sockets)} sockets; this service takes one")
+    for listener in sockets.values():
+        return listener
+    return unixhttp.listen(settings.bot_socket)
+
+
+def _serve(verbose: bool) -> int:
+    settings = service.Settings(os.environ)
+    token = service.bot_token(os.environ)
+    service.setup_logging(settings.data_dir / "bot.log", (token,), verbose)
+    bot = Service(settings, token, _listener(settings))
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    bot.start()
+    service.sd_notify("READY=1")
+    log.info("notify-bot %s serves %s", service.version(), settings.bot_socket)
+    bot.watch(stop)
+    service.sd_notify("STOPPING=1")
+    log.info("stopping; what is queued stays on disk")
+    bot.stop()
+    return 0
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="notify_bot.py", description=__doc__.split("\n")[0],
+                                     epilog="It is configured by its environment; see notify-bot(8).")
+    parser.add_argument("--verbose", action="store_true", help="log every request")
+    parser.add_argument("--version", action="version", version=service.version())
+    options = parser.parse_args(arguments)
+    service.setup_logging()
+    try:
+        return _serve(options.verbose)
+    except service.ConfigurationError as error:
+        log.critical("%s", error)
+        return EX_CONFIG
+    except OutboxError as error:
+        log.critical("%s", error)
+        return EX_CANTCREAT
+    except OSError as error:
+        log.critical("cannot listen: %s", error)
+        return EX_UNAVAILABLE
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

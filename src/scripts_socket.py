@@ -1,0 +1,63 @@
+"""Asks notify-scripts, which answers as the owner of the scripts on the socket that systemd keeps for them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from contextlib import contextmanager
+from pathlib import Path
+
+CONNECT_SECONDS = 10
+LIST_SECONDS = 20
+RUN_SECONDS = 90  # a script has 60, and its service has to start
+MAX_ANSWER_BYTES = 16 << 20
+
+
+class ScriptsError(Exception):
+    """There was no answer; the message says why, for the person in the chat."""
+
+
+@contextmanager
+def ask(directory: Path, user: str, request: dict, seconds: float):
+    """Send `request` to the scripts of `user`; yields the answer and the descriptor of its image, or None.
+
+    The descriptor is closed at the end. Raises ScriptsError.
+    """
+    descriptors: list[int] = []
+    try:
+        yield _exchange(directory / f"{user}.sock", request, seconds, descriptors), next(iter(descriptors), None)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _exchange(path: Path, request: dict, seconds: float, descriptors: list[int]) -> dict:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        try:
+            connection.settimeout(CONNECT_SECONDS)
+            connection.connect(os.fspath(path))
+            connection.settimeout(seconds)
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            return json.loads(_line(connection, descriptors))
+        except (FileNotFoundError, PermissionError, ConnectionRefusedError):
+            raise ScriptsError("scripts cannot be reached from the chat: ask your administrator for "
+                               "notify-add-analyst") from None
+        except TimeoutError:
+            raise ScriptsError("there was no answer in time") from None
+        except (OSError, ValueError, RecursionError):
+            raise ScriptsError("there was no answer; the journal of notify-scripts@ says why") from None
+
+
+def _line(connection: socket.socket, descriptors: list[int]) -> bytes:
+    data = b""
+    while not data.endswith(b"\n"):
+        # One more than is wanted: descriptors that do not fit would be closed by the kernel, unseen.
+        piece, received, _, _ = socket.recv_fds(connection, 1 << 16, 2, socket.MSG_CMSG_CLOEXEC)
+        descriptors += received
+        if not piece:
+            break
+        data += piece
+        if len(data) > MAX_ANSWER_BYTES:
+            raise ValueError("the answer is too long")
+    return data

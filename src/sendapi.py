@@ -1,0 +1,294 @@
+"""The send API: POST /send, POST /send_photo, GET /health on the unix socket.
+
+Who is calling is what the kernel says (SO_PEERCRED, unix(7)); the body only says what. A message is answered for
+when it is on disk (202) or in the chat (200), so a caller that got either need not send it again.
+"""
+
+from __future__ import annotations
+
+import errno
+import grp
+import json
+import os
+import pwd
+import stat
+import tempfile
+from contextlib import nullcontext, suppress
+from pathlib import Path
+
+import multipart
+from delivery import Outcome
+from jsonstore import StoreError
+from notification import PARSE_MODES, photo_name
+from outbox import OutboxError
+from unixhttp import Handler, HTTPProblem
+
+MAX_JSON_BYTES = 1 << 20
+MAX_PHOTO_BYTES = 50 << 20
+MAX_FORM_BYTES = MAX_PHOTO_BYTES + MAX_JSON_BYTES
+MAX_QUEUED = 200
+MAX_WAIT_SECONDS = 60
+DEFAULT_WAIT_SECONDS = 20
+MAX_BUTTONS = 100
+MAX_KEY = 200
+TRUSTED_GROUP = "data-ops"
+
+
+class Context:
+    """What the handlers need of the service: `outbox`, `delivery`, `links`, and `health()` -> (status, dict)."""
+
+    def __init__(self, outbox, delivery, links, health):
+        self.outbox = outbox
+        self.delivery = delivery
+        self.links = links
+        self.health = health
+
+
+def post_send(handler: Handler) -> None:
+    """POST /send, JSON."""
+    fields = _json(handler)
+    user, message, options = _recipient(handler.peer, fields), _message(fields, "text"), _options(fields)
+    if not message["text"] and not message.get("title"):
+        raise HTTPProblem(400, "text is missing")
+    _accept(handler, user, message, options)
+
+
+def post_send_photo(handler: Handler) -> None:
+    """POST /send_photo: JSON with `photo_path`, or multipart/form-data with the bytes in the part `photo`."""
+    try:
+        with handler.server.context.outbox.upload() as (file, path):
+            if multipart.is_form(handler.headers.get("Content-Type", "")):
+                fields, name = _form(handler, file)
+            else:
+                fields = _json(handler)
+                name = _copy_photo(handler.peer, fields, file)
+            user, message, options = _recipient(handler.peer, fields), _message(fields, "caption"), _options(fields)
+            message["photo"], message["photo_size"] = _picture(file, name)
+            file.flush()
+            os.fsync(file.fileno())
+            _accept(handler, user, message, options, path)
+    except (ConnectionError, TimeoutError):
+        raise
+    except OSError as error:
+        raise _unavailable(f"the picture could not be written: {error.strerror}") from error
+
+
+def get_health(handler: Handler) -> None:
+    """GET /health: 200, or 503 with what is wrong."""
+    status, report = handler.server.context.health()
+    handler.answer(status, report)
+
+
+class SendHandler(Handler):
+    """The routes of the send API."""
+
+    server_version = "notify-bot"
+    routes = {"/send": {"POST": post_send}, "/send_photo": {"POST": post_send_photo}, "/health": {"GET": get_health}}
+
+
+def _accept(handler: Handler, user: str, message: dict, options: tuple, photo: Path | None = None) -> None:
+    wait, script = options
+    context: Context = handler.server.context
+    key = handler.headers.get("Idempotency-Key")
+    if key is not None and not 0 < len(key) <= MAX_KEY:
+        raise HTTPProblem(400, f"Idempotency-Key must have 1 to {MAX_KEY} characters")
+    # A key is the caller's own: two users may well both number their messages.
+    entry_id = context.outbox.identify(None if key is None else f"{handler.peer.uid}\0{key}")
+    with nullcontext() if key is None else context.outbox.claim(entry_id) as found:
+        if found is None:
+            entry = _add(context, entry_id, user, message, script, photo)
+            receipt = context.delivery.submit(entry)
+        else:
+            receipt = context.delivery.watch(entry_id)
+    outcome = receipt.wait(wait) if receipt else _settled(*found)
+    if outcome is None:
+        handler.answer(202, {"ok": True, "queued": True, "id": entry_id})
+    elif outcome.status == 200:
+        handler.answer(200, {"ok": True, "id": entry_id})
+    else:
+        raise HTTPProblem(outcome.status, outcome.reason)
+
+
+def _add(context: Context, entry_id: str, user: str, message: dict, script: str, photo: Path | None) -> dict:
+    """Accept a message: on disk on return. Raises HTTPProblem, and then nothing was accepted."""
+    try:
+        link = context.links.of_user(user)
+    except StoreError as error:
+        raise _unavailable(str(error)) from error
+    if link is None:
+        raise HTTPProblem(404, f"User '{user}' has no linked Telegram")
+    if link.blocked:
+        raise HTTPProblem(409, f"Telegram delivers nothing to the chat of '{user}': {link.blocked}. "
+                               "It takes a new /start there")
+    if context.delivery.queued(user) >= MAX_QUEUED:
+        raise HTTPProblem(429, f"{MAX_QUEUED} messages for '{user}' are queued", {"Retry-After": "60"})
+    fields = {"user": user, "chat_id": link.chat_id, "message": message, "script": script}
+    try:
+        return context.outbox.add(entry_id, fields, photo)
+    except OutboxError as error:
+        raise _unavailable(str(error)) from error
+
+
+def _settled(state: str, entry: dict) -> Outcome:
+    """What became of a message that was accepted earlier and is not queued any more."""
+    if state == "failed":
+        return Outcome(entry.get("code", 502), str(entry.get("reason", "refused")))
+    return Outcome(200)
+
+
+def _recipient(peer, fields: dict) -> str:
+    """The user a message is for: the caller, unless root or a member of data-ops says otherwise."""
+    try:
+        caller = pwd.getpwuid(peer.uid).pw_name
+    except KeyError:
+        caller = None
+    user = _text(fields, "user") or caller
+    if user is None:
+        raise HTTPProblem(403, f"uid {peer.uid} has no name on this host")
+    if user != caller and peer.uid != 0 and _trusted_gid() not in peer.groups:
+        raise HTTPProblem(403, f"you are {caller or peer.uid} and cannot send as '{user}'; leave user out")
+    return user
+
+
+def _trusted_gid() -> int | None:
+    try:
+        return grp.getgrnam(TRUSTED_GROUP).gr_gid
+    except KeyError:
+        return None
+
+
+def _json(handler: Handler) -> dict:
+    data = handler.body(MAX_JSON_BYTES)
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise HTTPProblem(400, f"the body is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise HTTPProblem(400, "the body is not a JSON object")
+    return fields
+
+
+def _form(handler: Handler, file) -> tuple[dict, str]:
+    """The fields of a form and the name of its picture, whose bytes go to `file`."""
+    with tempfile.TemporaryFile(dir=os.path.dirname(file.name)) as spool:
+        for chunk in handler.body_chunks(MAX_FORM_BYTES):
+            spool.write(chunk)
+        try:
+            fields, name = multipart.unpack(handler.headers["Content-Type"], spool, file, MAX_JSON_BYTES)
+        except multipart.FormError as error:
+            raise HTTPProblem(400, str(error)) from None
+    if name is None:
+        raise HTTPProblem(400, "photo is missing")
+    if file.tell() > MAX_PHOTO_BYTES:
+        raise HTTPProblem(413, f"the photo is over {MAX_PHOTO_BYTES} bytes")
+    for field in ("silent", "wait", "buttons"):
+        with suppress(ValueError, RecursionError, KeyError):
+            fields[field] = json.loads(fields[field])
+    return fields, name
+
+
+def _message(fields: dict, body_name: str) -> dict:
+    """The message of a request, see notification.py; raises HTTPProblem naming the field that is wrong."""
+    parse_mode = "Markdown" if fields.get("parse_mode") is None else fields["parse_mode"]
+    if parse_mode not in PARSE_MODES:
+        raise HTTPProblem(400, f"parse_mode must be one of {', '.join(repr(mode) for mode in PARSE_MODES)}")
+    body = _text(fields, body_name)
+    if body_name == "caption" and body is None:
+        body = _text(fields, "text")
+    message = {"title": _text(fields, "title") or "", "text": body or "", "parse_mode": parse_mode}
+    if fields.get("silent") is not None:
+        if not isinstance(fields["silent"], bool):
+            raise HTTPProblem(400, "silent must be true or false")
+        message["silent"] = fields["silent"]
+    if fields.get("buttons"):
+        message["buttons"] = _buttons(fields["buttons"])
+    return message
+
+
+def _options(fields: dict) -> tuple[float, str]:
+    wait = DEFAULT_WAIT_SECONDS if fields.get("wait") is None else fields["wait"]
+    if isinstance(wait, bool) or not isinstance(wait, (int, float)) or not 0 <= wait < 1e9:
+        raise HTTPProblem(400, "wait must be a number of seconds")
+    return min(wait, MAX_WAIT_SECONDS), _text(fields, "script") or ""
+
+
+def _text(fields: dict, name: str) -> str | None:
+    value = fields.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise HTTPProblem(400, f"{name} must be a string")
+    # Half of a surrogate pair is a legal JSON escape and no character: no text of Telegram's can hold it.
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _buttons(rows) -> list:
+    """Rows of buttons that open a URL; callback data is the bot's own. A flat list is one button a row."""
+    if not isinstance(rows, list):
+        raise HTTPProblem(400, "buttons must be a list of rows of {text, url}")
+    rows = [row if isinstance(row, list) else [row] for row in rows]
+    for button in [button for row in rows for button in row]:
+        if not (isinstance(button, dict) and button.keys() == {"text", "url"} and _text(button, "text")
+                and (_text(button, "url") or "").startswith(("https://", "http://", "tg://"))):
+            raise HTTPProblem(400, "each of buttons must have a text and an http, https or tg url, and no more")
+    if sum(map(len, rows)) > MAX_BUTTONS:
+        raise HTTPProblem(400, f"buttons must be at most {MAX_BUTTONS}")
+    return rows
+
+
+def _copy_photo(peer, fields: dict, file) -> str:
+    """Copy the caller's own file into the upload, through the descriptor that was checked; its name."""
+    path = _text(fields, "photo_path")
+    if not path or not path.startswith("/") or "\0" in path:
+        raise HTTPProblem(400, "photo_path must be an absolute path")
+    try:
+        descriptor = _open_without_links(path)
+    except OSError as error:
+        raise HTTPProblem(400, f"photo_path cannot be opened: {_explain(error)}. "
+                               "Send the bytes as multipart/form-data instead") from None
+    with open(descriptor, "rb") as photo:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != peer.uid:
+            raise HTTPProblem(400, "photo_path is not a regular file of yours")
+        left = MAX_PHOTO_BYTES + 1
+        while left > 0 and (data := photo.read(min(left, 1 << 20))):
+            left -= len(data)
+            file.write(data)
+    if left <= 0:
+        raise HTTPProblem(413, f"the photo is over {MAX_PHOTO_BYTES} bytes")
+    return os.path.basename(path)
+
+
+def _open_without_links(path: str) -> int:
+    """open(2) with O_NOFOLLOW for every component, where the flag alone only covers the last."""
+    *directories, name = [part for part in path.split("/") if part not in ("", ".")] or ["."]
+    current = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in directories:
+            child = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current)
+            os.close(current)
+            current = child
+        # O_NONBLOCK, so that a pipe without a writer does not hold the caller's connection for ever.
+        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=current)
+    finally:
+        os.close(current)
+
+
+def _explain(error: OSError) -> str:
+    if error.errno in (errno.ELOOP, errno.ENOTDIR):
+        return "it goes through a symbolic link or something that is no directory"
+    return error.strerror or "it is not there"
+
+
+def _picture(file, name: str) -> tuple[str, int]:
+    """The file name Telegram gets and the size; raises HTTPProblem where the bytes are no PNG or JPEG."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    picture = photo_name(file.read(8), name)
+    if picture is None:
+        raise HTTPProblem(400, "the photo is not a PNG or JPEG")
+    return picture, size
+
+
+def _unavailable(reason: str) -> HTTPProblem:
+    return HTTPProblem(503, reason, {"Retry-After": "30"})
