@@ -87,7 +87,7 @@ class Poller:
             self._introduced = True
         offset = self._store.read().get("offset")
         updates = self._api.call("getUpdates", {
-            "offset": offset if type(offset) is int else 0, "timeout": 0 if self.problem else POLL_SECONDS,
+            "offset": offset if type(offset) is int else 0, "timeout": POLL_SECONDS if self.polled_at and not self.problem else 0,
             "allowed_updates": ALLOWED_UPDATES}, timeout=POLL_ANSWER_SECONDS)
         self._recovered()
         updates = [update for update in updates if isinstance(update, dict)

@@ -26,6 +26,7 @@ log = logging.getLogger("http")
 MAX_CONNECTIONS = 512
 MAX_CONNECTIONS_PER_USER = 256
 MAX_HEADER_BYTES = 64 << 10
+MAX_REQUEST_LINE = 8 << 10
 HEADER_SECONDS = 10
 BODY_SECONDS = 60
 IDLE_SECONDS = 60
@@ -111,7 +112,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.peer = Peer(self.connection)
         self._reader = _Reader(self.connection)
         self.rfile = io.BufferedReader(self._reader, 16384)
-        self.unread = 0
+        self.unread, self.command, self.request_version = 0, None, self.protocol_version
 
     def finish(self):
         """Close so that a client still sending gets to read its answer: closing at once would reset it."""
@@ -150,7 +151,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _serve(self):
         self.unread, self._expects_continue, self.command = 0, False, None
-        self.raw_requestline = self.rfile.readline(MAX_HEADER_BYTES + 1)
+        self.raw_requestline = self.rfile.readline(MAX_REQUEST_LINE + 1)
+        if len(self.raw_requestline) > MAX_REQUEST_LINE:
+            self.send_error(414)
+            return
         if not self.raw_requestline or not self.parse_request():
             return
         try:
@@ -163,7 +167,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         methods = self.routes.get(path)
         if methods is None:
-            raise HTTPProblem(404, f"there is no {path} here, only {', '.join(self.routes)}")
+            raise HTTPProblem(404, f"there is no {path[:80]} here, only {', '.join(self.routes)}")
         if self.command not in methods:
             raise HTTPProblem(405, f"{path} takes {' and '.join(methods)}", {"Allow": ", ".join(methods)})
         return methods[self.command]
@@ -335,7 +339,8 @@ def listen(path: os.PathLike) -> socket.socket:
         os.unlink(path)
     listener.bind(os.fspath(path))
     os.chmod(path, 0o660)
-    listener.listen(128)
+    # A client with a timeout does not wait for room in the backlog: its connect(2) fails at once with EAGAIN.
+    listener.listen(4096)
     return listener
 
 

@@ -112,7 +112,8 @@ def test_an_exception_in_the_middle_changes_nothing(tmp_path):
     assert store.read() == {"a": 1}
 
 
-@pytest.mark.parametrize("content", [b"", b'{"alice": {"chat_id": 1}, "bo', b"[1, 2]", b"null", b"\xff\xfe\x00", b"[" * 200_000])
+@pytest.mark.parametrize("content", [
+    b"", b'{"alice": {"chat_id": 1}, "bo', b"[1, 2]", b"null", b"\xff\xfe\x00", b"[" * 200_000])
 def test_a_corrupt_file_is_never_empty_and_never_overwritten(tmp_path, content):
     path = tmp_path / "users.json"
     path.write_bytes(content)
@@ -137,8 +138,9 @@ def test_a_repaired_file_works_again(tmp_path):
 
 
 def test_a_folder_that_is_not_there_is_an_error_that_names_it(tmp_path):
-    with pytest.raises(StoreError, match=str(tmp_path / "gone")), JsonStore(tmp_path / "gone" / "a.json").update() as doc:
-        doc["a"] = 1
+    store = JsonStore(tmp_path / "gone" / "a.json")
+    with pytest.raises(StoreError, match=str(tmp_path / "gone")), store.update() as document:
+        document["a"] = 1
 
 
 def test_thirty_processes_linking_at_once_lose_nothing(tmp_path):
@@ -171,7 +173,8 @@ def test_readers_never_see_a_half(tmp_path):
 def test_a_second_writer_waits_for_the_first(tmp_path):
     path = tmp_path / "a.json"
     first = stop_writer("inside", path)
-    second = run_python("import sys, jsonstore\nwith jsonstore.JsonStore(sys.argv[1]).update() as d: d['second'] = 1", path)
+    second = run_python("import sys, jsonstore\n"
+                        "with jsonstore.JsonStore(sys.argv[1]).update() as d: d['second'] = 1", path)
     try:
         with pytest.raises(subprocess.TimeoutExpired):
             second.wait(0.5)

@@ -78,7 +78,8 @@ def test_too_long_for_parts_is_a_file():
     assert step.attachment == ("document", "message.txt", text.encode())
 
 
-@pytest.mark.parametrize("title", ["snake_case_name", "2*3", "*", "a**b", "C:\\temp\\", "[x](http://e.com)", "`", "😀 <b>"])
+@pytest.mark.parametrize("title", [
+    "snake_case_name", "2*3", "*", "a**b", "C:\\temp\\", "[x](http://e.com)", "`", "😀 <b>"])
 def test_a_title_is_bold_whatever_characters_it_has(title):
     (step,) = compose({"text": "*fine* text", "title": title})
     assert step.params["text"] == f"{title}\nfine text"
