@@ -1,0 +1,30 @@
+# `make help` says what there is. Everything is done by programs that can be read and run on their own.
+PREFIX ?= /usr/local
+DESTDIR ?=
+# The Python that the installed programs run on.
+PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
+PYTEST_ARGS ?=
+
+export PREFIX DESTDIR
+
+help:
+	@echo "make demo        see it work: no token, no root, nothing to install; Ctrl-C ends it"
+	@echo "make demo ONCE=1 the same, ends by itself"
+	@echo "make test        prepare what the tests need, run them all (as root: on a booted machine too)"
+	@echo "make install     install below PREFIX ($(PREFIX)), configuration below /etc; DESTDIR is honoured"
+	@echo "make uninstall   remove what was installed; settings and data are kept"
+
+demo:
+	@$(PYTHON) demo.py $(if $(ONCE),--once)
+
+install uninstall:
+	@./install.sh $@
+
+test:
+	@PYTHON=$(PYTHON) tests/prepare.sh
+	@PATH="$$PATH:/usr/sbin:/sbin" .venv-test/bin/python -m pytest $(PYTEST_ARGS)
+
+clean:
+	rm -rf .venv-test .pytest_cache .ruff_cache .hypothesis
+
+.PHONY: help demo install uninstall test clean

@@ -1,0 +1,197 @@
+#!/bin/sh
+# Installs or uninstalls, for the Makefile: install.sh install|uninstall, with PREFIX and DESTDIR in the environment.
+# What is there already and the same is not touched; what runs is told only of what changed.
+set -eu
+umask 022
+PATH=$PATH:/usr/sbin:/sbin
+cd "$(dirname -- "$0")"
+
+: "${PREFIX:=/usr/local}" "${DESTDIR:=}"
+lib=$DESTDIR$PREFIX/lib
+modules=$lib/notify-bot
+bin=$DESTDIR$PREFIX/bin
+sbin=$DESTDIR$PREFIX/sbin
+doc=$DESTDIR$PREFIX/share/doc/notify-bot
+config=$DESTDIR/etc/notify-bot
+guide=$DESTDIR/data/docs/notifications.md
+commands="notify-runner notify-scripts"
+
+work=$(mktemp -d)
+trap 'rm -rf -- "$work"' EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+: >"$work/changed"
+
+on_this_machine() {
+    [ -z "$DESTDIR" ] && [ -d /run/systemd/system ] && [ "$(id -u)" -eq 0 ]
+}
+
+rewritten() { # rewritten SOURCE: its text, with PREFIX in the place of the default one
+    sed "s,/usr/local/,$PREFIX/,g" "$1"
+}
+
+put() { # put MODE SOURCE TARGET
+    rewritten "$2" >"$work/file"
+    put_bytes "$1" "$work/file" "$3"
+}
+
+put_bytes() { # put_bytes MODE SOURCE TARGET
+    install -d -- "$(dirname -- "$3")"
+    # -C leaves an identical file alone and -v speaks only of the others.
+    if [ -n "$(install -C -v -m "$1" -- "$2" "$3")" ]; then
+        echo "$3" >>"$work/changed"
+        echo "installed $3"
+    fi
+}
+
+put_link() { # put_link DESTINATION TARGET
+    install -d -- "$(dirname -- "$2")"
+    [ "$(readlink -- "$2" || true)" = "$1" ] || { ln -sfn -- "$1" "$2"; echo "installed $2"; }
+}
+
+put_once() { # put_once MODE SOURCE TARGET: a file that is the administrator's once it is there
+    if [ ! -e "$3" ]; then
+        put "$@"
+        return
+    fi
+    rewritten "$2" | cmp -s - "$3" || echo "kept $3, which differs from the one of this version"
+}
+
+changed() { # changed PATTERN
+    grep -q -- "$1" "$work/changed"
+}
+
+install_files() {
+    for file in src/*; do
+        [ -f "$file" ] || continue
+        mode=644
+        [ "$(head -c 2 "$file" | tr -d '\0')" = '#!' ] && mode=755
+        put_bytes "$mode" "$file" "$modules/${file#src/}"
+    done
+    # With the python that will run them; an account without write access could never cache this itself.
+    /usr/bin/python3 -m compileall -q ${DESTDIR:+-s "$DESTDIR"} "$modules"
+    for name in $commands; do
+        put_link "../lib/notify-bot/$(echo "$name" | tr - _).py" "$bin/$name"
+    done
+    put_bytes 755 bin/notify-add-analyst "$sbin/notify-add-analyst"
+    for unit in units/system/* units/user/*; do
+        put 644 "$unit" "$lib/systemd/${unit#units/}"
+    done
+    put 644 units/sysusers.d/notify-bot.conf "$lib/sysusers.d/notify-bot.conf"
+    put 644 units/tmpfiles.d/notify-bot.conf "$lib/tmpfiles.d/notify-bot.conf"
+    for page in man/*.[18]; do
+        put 644 "$page" "$DESTDIR$PREFIX/share/man/man${page##*.}/${page#man/}"
+    done
+    for file in examples/*; do
+        put_bytes 644 "$file" "$doc/$file"
+    done
+    put 644 docs/notifications.md "$guide"
+    # Without this check a mistake of ours would lock everybody out of sudo.
+    command -v visudo >/dev/null && visudo -q -c -f units/sudoers.d/notify-bot
+    put_once 440 units/sudoers.d/notify-bot "$DESTDIR/etc/sudoers.d/notify-bot"
+    # 600: an administrator may write the token into it.
+    put_once 600 units/notify-bot.env "$config/notify-bot.env"
+}
+
+activate() {
+    systemd-sysusers
+    systemd-tmpfiles --create notify-bot.conf
+    if changed /systemd/; then
+        systemctl daemon-reload
+        # HUP is daemon-reload for the managers of users, systemd(1); there may be none.
+        systemctl kill --kill-whom=main --signal=HUP 'user@*.service' 2>/dev/null || true
+    fi
+    if [ -n "$first" ]; then
+        systemctl --quiet enable notify-bot.socket notify-bot.service
+        systemctl start notify-bot.socket
+    fi
+    if changed notify-bot.socket; then
+        systemctl try-restart notify-bot.socket
+    elif changed /lib/notify-bot/ || changed notify-bot.service; then
+        systemctl try-restart notify-bot.service
+    fi
+    if changed notify-scripts@.socket; then
+        systemctl try-restart 'notify-scripts@*.socket'
+    fi
+}
+
+next_steps() {
+    cat <<END
+
+Installed. What is left to do:
+  1. put the token that @BotFather gave you into /etc/notify-bot/telegram-bot-token:
+       install -m 600 /dev/stdin /etc/notify-bot/telegram-bot-token     (paste it, then Ctrl-D)
+  2. systemctl restart notify-bot.service && systemctl status notify-bot.service
+  3. for each analyst: notify-add-analyst USER
+END
+}
+
+do_install() {
+    first=
+    [ -e "$lib/systemd/system/notify-bot.service" ] || first=yes
+    install_files
+    if on_this_machine; then
+        activate
+    fi
+    if [ -n "$first" ]; then
+        next_steps
+    elif [ ! -s "$work/changed" ]; then
+        echo "nothing to do: this version is installed already"
+    fi
+}
+
+instances() { # the analysts whose socket is enabled
+    for link in /etc/systemd/system/sockets.target.wants/notify-scripts@*.socket; do
+        [ -L "$link" ] || continue
+        name=${link##*/notify-scripts@}
+        echo "${name%.socket}"
+    done
+}
+
+deactivate() {
+    for user in $(instances); do
+        systemctl --quiet disable --now "notify-scripts@$user.socket"
+        systemctl stop "notify-scripts@$user.service"
+        runuser -u "$user" -- env "XDG_RUNTIME_DIR=/run/user/$(id -u "$user")" \
+            systemctl --user --quiet disable --now notify-runner.timer ||
+            echo "the timer of $user could not be switched off"
+    done
+    if [ -e "$lib/systemd/system/notify-bot.service" ]; then
+        systemctl --quiet disable --now notify-bot.service notify-bot.socket
+    fi
+    rm -f /data/notifications/bot.sock
+}
+
+do_uninstall() {
+    if on_this_machine; then
+        deactivate
+    fi
+    for name in $commands; do
+        rm -f -- "$bin/$name"
+    done
+    rm -f -- "$sbin/notify-add-analyst" "$guide" "$lib/sysusers.d/notify-bot.conf" "$lib/tmpfiles.d/notify-bot.conf"
+    for unit in units/system/* units/user/*; do
+        rm -f -- "$lib/systemd/${unit#units/}"
+    done
+    for page in man/*.[18]; do
+        rm -f -- "$DESTDIR$PREFIX/share/man/man${page##*.}/${page#man/}"
+    done
+    rm -rf -- "$modules" "$doc"
+    # A privilege, unlike the settings, does not outlive the program, unless somebody made it their own.
+    sudoers=$DESTDIR/etc/sudoers.d/notify-bot
+    if rewritten units/sudoers.d/notify-bot | cmp -s - "$sudoers"; then
+        rm -f -- "$sudoers"
+    fi
+    if on_this_machine; then
+        systemctl daemon-reload
+    fi
+    echo "Uninstalled. Kept: /etc/notify-bot (settings, token), /data/notifications (links, outbox), the accounts and groups,"
+    echo "a sudo rule that was edited, and everybody's scripts."
+}
+
+case ${1-} in
+    install) do_install ;;
+    uninstall) do_uninstall ;;
+    *) echo "usage: install.sh install|uninstall" >&2; exit 64 ;;
+esac

@@ -1,0 +1,42 @@
+#!/bin/sh
+# Prepares what `make test` needs: Debian packages when root, and the virtual environment .venv-test in any case.
+set -eu
+cd "$(dirname -- "$0")/.."
+: "${PYTHON:=python3}"
+
+# python3-venv: ensurepip; mmdebstrap, systemd-container: the booted machine; the others: what the tests check with.
+packages="python3-venv mmdebstrap systemd-container util-linux sudo acl shellcheck man-db curl"
+
+install_packages() {
+    missing=
+    for package in $packages; do
+        [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)" = installed ] ||
+            missing="$missing $package"
+    done
+    [ -n "$missing" ] || return 0
+    echo "make test: installing$missing"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get -q update
+    # shellcheck disable=SC2086  # a list of words
+    apt-get -q install -y --no-install-recommends $missing
+}
+
+# Made anew when the interpreter or the pinned versions have changed.
+prepare_venv() {
+    stamp=.venv-test/stamp
+    wanted=$("$PYTHON" -VV; cat tests/requirements.txt)
+    [ -x .venv-test/bin/python ] && [ "$(cat "$stamp" 2>/dev/null || true)" = "$wanted" ] && return
+    "$PYTHON" -c 'import ensurepip' 2>/dev/null || {
+        echo "make test: this Python cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2
+        exit 69
+    }
+    rm -rf .venv-test
+    "$PYTHON" -m venv .venv-test
+    .venv-test/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+    printf '%s\n' "$wanted" >"$stamp"
+}
+
+if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+    install_packages
+fi
+prepare_venv
