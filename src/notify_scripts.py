@@ -364,8 +364,8 @@ def _listed(account: Account, script: Script, timer: tuple) -> dict:
     state = {} if script.refused else _read_json(account.state / f"{script.stem}.json")
     next_run, schedule = (None, None) if script.refused else timer
     error = run.get("error")
-    return {"name": script.name, "stem": script.stem, "last_run": _number(run.get("last_run")),
-            "last_sent": _number(state.get("last_sent")), "next_run": next_run, "schedule": schedule,
+    return {"name": script.name, "stem": script.stem, "last_run": unix_time(run.get("last_run")),
+            "last_sent": unix_time(state.get("last_sent")), "next_run": next_run, "schedule": schedule,
             "last_error": error if isinstance(error, str) else None, "refused": script.refused}
 
 
@@ -377,7 +377,8 @@ def _read_json(path: Path) -> dict:
     return document if isinstance(document, dict) else {}
 
 
-def _number(value) -> int | None:
+def unix_time(value) -> int | None:
+    """A time from a state file, None where it is none."""
     return int(value) if type(value) in (int, float) and abs(value) < 1 << 53 else None
 
 
