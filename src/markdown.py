@@ -133,7 +133,7 @@ class _Parser:
             url, after = self.text[end + 1:stop], stop + (closing >= 0)
         else:
             url = self._bare_url(content)
-        self._add(content, _link_entity(url))
+        self._add(content, link_entity(url))
         self.removed += 2 + _size(self.text[end:after])
         return after
 
@@ -150,7 +150,7 @@ class _Parser:
             return ""
 
 
-def _link_entity(url: str) -> dict:
+def link_entity(url: str) -> dict:
     """What the url of a link makes of its text; {} when it is no link."""
     user_id = _mentioned_user(url)
     if user_id:
