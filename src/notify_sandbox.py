@@ -196,6 +196,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._page()
         elif path.startswith("/sandbox/"):
             self._control_call(path.removeprefix("/sandbox/"), query, body)
+        elif path == "/favicon.ico":
+            self.wfile.write(b"HTTP/1.1 204 No Content\r\nServer: notify-sandbox\r\n\r\n")
         else:
             raise _Refused(404)
 
