@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import shutil
 import stat
 import threading
@@ -17,9 +18,8 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from contract import ContractError, parse_output
-
 import scripts_socket
+from contract import ContractError, parse_output
 from jsonstore import StoreError
 from links import CODE_SECONDS, Link, Links
 from markdown import escape
@@ -34,6 +34,7 @@ PAGE_SCRIPTS = 30  # a keyboard holds about 100 buttons and 10 kB
 MAX_RUNS_PER_CHAT = 2
 MAX_IMAGE_BYTES = 50 << 20
 SHOWN_NAME = 40
+_COMMAND = re.compile(r"/([A-Za-z0-9_]{1,32})(?:@([A-Za-z0-9_]+))?(?:\s|$)")
 
 COMMANDS = {
     "start": "link this chat, or see whom it is linked to",
@@ -117,12 +118,10 @@ class Chat:
 
     def _command(self, text: str) -> str | None:
         """The command a text begins with; None where there is none, or it is for another bot."""
-        if not text.startswith("/"):
+        match = _COMMAND.match(text)
+        if match is None or (match[2] or self._username).lower() != self._username.lower():
             return None
-        command, _, addressee = text[1:].split(maxsplit=1)[0].partition("@") if text[1:].strip() else ("", "", "")
-        if addressee and addressee.lower() != self._username.lower():
-            return None
-        return command.lower()
+        return match[1].lower()
 
     def _link(self, event: _Event) -> Link | None:
         link = self._links.of_chat(event.chat_id)
@@ -364,13 +363,16 @@ def _image_file(descriptor: int | None):
         return
     with open(os.dup(descriptor), "rb") as file:
         status = os.fstat(descriptor)
-        yield file if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_IMAGE_BYTES else None
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_IMAGE_BYTES:
+            yield None
+            return
+        file.seek(0)  # the offset is shared with whoever sent the descriptor
+        yield file
 
 
-def _checked(answer) -> dict:
-    if not isinstance(answer, dict) or answer.get("ok") is not True:
-        reason = answer.get("error") if isinstance(answer, dict) else None
-        raise ScriptsError(str(reason or "the answer is not understood").rstrip("."))
+def _checked(answer: dict) -> dict:
+    if answer.get("ok") is not True:
+        raise ScriptsError(str(answer.get("error") or "the answer is not understood").rstrip("."))
     return answer
 
 

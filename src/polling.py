@@ -86,8 +86,10 @@ class Poller:
             self._handler.introduce()
             self._introduced = True
         offset = self._store.read().get("offset")
+        # The first poll, and one after a problem, is to say at once whether it works.
+        patience = POLL_SECONDS if self.polled_at and not self.problem else 0
         updates = self._api.call("getUpdates", {
-            "offset": offset if type(offset) is int else 0, "timeout": POLL_SECONDS if self.polled_at and not self.problem else 0,
+            "offset": offset if type(offset) is int else 0, "timeout": patience,
             "allowed_updates": ALLOWED_UPDATES}, timeout=POLL_ANSWER_SECONDS)
         self._recovered()
         updates = [update for update in updates if isinstance(update, dict)

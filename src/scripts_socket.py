@@ -39,7 +39,7 @@ def _exchange(path: Path, request: dict, seconds: float, descriptors: list[int])
             connection.connect(os.fspath(path))
             connection.settimeout(seconds)
             connection.sendall(json.dumps(request).encode() + b"\n")
-            return json.loads(_line(connection, descriptors))
+            answer = json.loads(_line(connection, descriptors))
         except (FileNotFoundError, PermissionError, ConnectionRefusedError):
             raise ScriptsError("scripts cannot be reached from the chat: ask your administrator for "
                                "notify-add-analyst") from None
@@ -47,6 +47,9 @@ def _exchange(path: Path, request: dict, seconds: float, descriptors: list[int])
             raise ScriptsError("there was no answer in time") from None
         except (OSError, ValueError, RecursionError):
             raise ScriptsError("there was no answer; the journal of notify-scripts@ says why") from None
+    if not isinstance(answer, dict):
+        raise ScriptsError("the answer is not understood")
+    return answer
 
 
 def _line(connection: socket.socket, descriptors: list[int]) -> bytes:

@@ -246,10 +246,11 @@ def _copy_photo(peer, fields: dict, file) -> str:
     except OSError as error:
         raise HTTPProblem(400, f"photo_path cannot be opened: {_explain(error)}. "
                                "Send the bytes as multipart/form-data instead") from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != peer.uid:
+        os.close(descriptor)
+        raise HTTPProblem(400, "photo_path is not a regular file of yours")
     with open(descriptor, "rb") as photo:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != peer.uid:
-            raise HTTPProblem(400, "photo_path is not a regular file of yours")
         left = MAX_PHOTO_BYTES + 1
         while left > 0 and (data := photo.read(min(left, 1 << 20))):
             left -= len(data)

@@ -6,9 +6,11 @@ import os
 import pwd
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from urllib.parse import quote
 
@@ -29,6 +31,15 @@ def until(condition, seconds=10, what=None):
             raise AssertionError(f"not within {seconds} s: {what or condition}")
         time.sleep(0.02)
     return value
+
+
+def png(width=60, height=40):
+    """The bytes of a picture in one colour."""
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    rows = b"".join(b"\0" + b"\x40\x80\xc0" * width for _ in range(height))
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+            + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
 
 
 class Process:
@@ -159,6 +170,13 @@ class Telegram:
         answer = self._session.post(f"{self.url}/sandbox/{name}", json=fields, timeout=10)
         assert answer.ok, answer.text
         return answer.json()
+
+    def control_delete(self, name):
+        assert self._session.delete(f"{self.url}/sandbox/{name}", timeout=10).ok
+
+    def refuses(self, method, status, description, **fields):
+        """Telegram refuses the next call of a method."""
+        self.control("faults", action="error", method=method, times=1, status=status, description=description, **fields)
 
     def person(self, chat_id, first_name="Jana", username=None, **fields):
         return self.control("chats", id=chat_id, first_name=first_name, username=username, **fields)

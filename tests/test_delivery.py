@@ -1,0 +1,200 @@
+"""Delivery under faults: what was accepted arrives, in order, and only what may be lost is sent twice."""
+
+import json
+import os
+import re
+import time
+
+import pytest
+
+from live import ME, TOKEN, Bot, Telegram, until
+
+
+@pytest.fixture
+def telegram(tmp_path):
+    telegram = Telegram(tmp_path)
+    yield telegram
+    assert telegram.stop() == 0
+
+
+@pytest.fixture
+def bot(tmp_path, telegram):
+    bot = Bot(tmp_path, telegram.url)
+    bot.users(**{ME: 1, "u2": 2, "u3": 3})
+    for chat in (1, 2, 3):
+        telegram.person(chat)
+        telegram.types(chat, "hi")
+    bot.start()
+    until(lambda: len(telegram.messages(1)) == 1)
+    yield bot
+    bot.stop()
+    assert "Traceback" not in bot.log
+    assert TOKEN not in bot.log and TOKEN not in (bot.data / "bot.log").read_text()
+
+
+def arrived(telegram, chat, prefix="m"):
+    return [text for text in telegram.texts(chat) if re.match(rf"(Delivered late.*\n)?{prefix} \d", text)]
+
+
+def test_queued_messages_survive_a_kill_and_arrive_in_order(bot, telegram):
+    telegram.control("faults", action="html", status=502)
+    wanted = [f"m {number}" for number in range(8)]
+    assert [bot.send(text, wait=0).status_code for text in wanted] == [202] * 8
+    bot.kill()
+    assert len(bot.outbox()) == 8
+    telegram.control_delete("faults")
+    bot.start()
+    until(lambda: len(arrived(telegram, 1)) >= 8, 20)
+    assert list(dict.fromkeys(arrived(telegram, 1))) == wanted
+    until(lambda: bot.outbox() == [])
+
+
+@pytest.mark.parametrize("action", ["html", "cut_before", "cut_within", "cut_after", "error"])
+def test_a_passing_fault_loses_nothing_and_doubles_only_the_unknown(bot, telegram, action):
+    fault = {"status": 502} if action in ("html", "error") else {}
+    if action == "error":
+        fault["description"] = "Bad Gateway"
+    telegram.control("faults", action=action, method="sendMessage", times=2, **fault)
+    assert bot.send("m 1", wait=20).status_code == 200
+    assert bot.send("m 2", wait=20).status_code == 200
+    texts = arrived(telegram, 1)
+    assert list(dict.fromkeys(texts)) == ["m 1", "m 2"]
+    assert len(texts) == (4 if action in ("cut_within", "cut_after") else 2)
+    assert bot.log.count("it may have been delivered and is sent again") == 2
+    assert bot.get("/health").json()["retried"] == 2
+
+
+def test_a_retry_after_parks_its_chat_and_no_other(bot, telegram):
+    if os.getuid() != 0:
+        pytest.fail("this test sends for several users, which takes root")
+    telegram.control("faults", action="error", method="sendMessage", chat_id=2, times=1, status=429,
+                     description="Too Many Requests: retry after 3", retry_after=3)
+    started = time.monotonic()
+    assert bot.send("m 1", user="u2", wait=0).status_code == 202
+    until(lambda: "3 s of rest for chat 2" in bot.log)
+    assert bot.send("m 2", user="u3", wait=5).status_code == 200
+    assert time.monotonic() - started < 2.5
+    until(lambda: arrived(telegram, 2))
+    assert time.monotonic() - started >= 3
+
+
+def test_telegram_away_is_one_line_and_no_busy_loop(bot, telegram):
+    telegram.control("faults", action="cut_before")
+    for number in range(20):
+        assert bot.send(f"m {number}", wait=0).status_code == 202
+    until(lambda: "Telegram cannot be reached" in bot.log)
+    log_before = len(bot.log)
+    ticks = cpu_ticks(bot.process.pid)
+    deadline = time.monotonic() + 4
+    while time.monotonic() < deadline:
+        assert bot.get("/health").status_code in (200, 503)
+        time.sleep(0.5)
+    assert cpu_ticks(bot.process.pid) - ticks < 0.1 * 4 * os.sysconf("SC_CLK_TCK")
+    assert len(bot.log) - log_before < 3000
+    telegram.control_delete("faults")
+    until(lambda: len(set(arrived(telegram, 1))) == 20, 60)
+    assert arrived(telegram, 1) == [f"m {number}" for number in range(20)]
+
+
+def cpu_ticks(pid):
+    fields = open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def test_a_revoked_token_waits_and_says_so(bot, telegram):
+    telegram.control("revoke")
+    assert bot.send("m 1", wait=0).status_code == 202
+    until(lambda: "Telegram refuses the bot token" in bot.log)
+    health = until(lambda: bot.get("/health").status_code == 503 and bot.get("/health").json())
+    assert "token" in health["error"]
+    assert len(bot.outbox()) == 1
+
+
+def test_a_second_poller_and_a_webhook_are_said_once(bot, telegram):
+    telegram.control("faults", action="error", method="getUpdates", times=3, status=409,
+                     description="Conflict: terminated by other getUpdates request; make sure that only one bot "
+                                 "instance is running")
+    telegram.types(1, "wake the poll")
+    until(lambda: "something else polls with the same token" in bot.log)
+    until(lambda: "Telegram is polled again" in bot.log, 30)
+    assert bot.log.count("something else polls") == 1
+    telegram.control("faults", action="error", method="getUpdates", times=1, status=409,
+                     description="Conflict: can't use getUpdates method while webhook is active; use deleteWebhook")
+    telegram.types(1, "wake the poll again")
+    until(lambda: "deleteWebhook" in bot.log)
+
+
+def test_a_chat_that_moved_is_followed(bot, telegram):
+    telegram.control("faults", action="error", method="sendMessage", chat_id=1, times=1, status=400,
+                     description="Bad Request: group chat was upgraded to a supergroup chat", migrate_to_chat_id=3)
+    assert bot.send("m 1", wait=10).status_code == 200
+    assert arrived(telegram, 3) == ["m 1"]
+    assert json.loads((bot.data / "telegram_users.json").read_text())[ME]["chat_id"] == 3
+
+
+def test_a_message_for_who_unlinked_meanwhile_goes_nowhere(bot, telegram):
+    telegram.control("faults", action="cut_before", method="sendMessage")
+    assert bot.send("m 1", wait=0).status_code == 202
+    until(lambda: "cannot be reached" in bot.log)
+    bot.users(u2=2)
+    telegram.control_delete("faults")
+    until(lambda: bot.outbox("failed"), 20)
+    assert arrived(telegram, 1) == []
+
+
+def test_a_message_for_who_linked_another_chat_meanwhile_goes_there(bot, telegram):
+    telegram.control("faults", action="cut_before", method="sendMessage")
+    assert bot.send("m 1", wait=0).status_code == 202
+    until(lambda: "cannot be reached" in bot.log)
+    bot.users(**{ME: 2})
+    telegram.control_delete("faults")
+    until(lambda: arrived(telegram, 2), 20)
+    assert arrived(telegram, 1) == []
+
+
+def test_a_corrupt_entry_is_set_aside_and_blocks_nothing(bot, telegram):
+    telegram.control("faults", action="cut_before")
+    ids = [bot.send(f"m {number}", wait=0).json()["id"] for number in range(4)]
+    bot.kill()
+    queue = bot.data / "outbox" / "queue"
+    (queue / f"{ids[0]}.json").write_text('{"id": "' + ids[0])
+    (queue / f"{ids[1]}.json").write_text('{"id": "other"}')
+    (queue / "junk.json").write_bytes(b"\xff")
+    (queue / ".half.json.tmp").write_text("x")
+    (queue / "orphan.photo").write_text("x")
+    telegram.control_delete("faults")
+    bot.start()
+    until(lambda: len(arrived(telegram, 1)) == 2)
+    assert arrived(telegram, 1) == ["m 2", "m 3"]
+    assert sorted(path.stem for path in (bot.data / "outbox" / "corrupt").iterdir()) == sorted([*ids[:2], "junk"])
+    assert bot.log.count("is set aside") == 3
+    until(lambda: list(queue.iterdir()) == [])
+
+
+def test_a_long_message_goes_on_where_a_kill_stopped_it(bot, telegram):
+    text = "".join(f"m {number} {'x' * 90}\n" for number in range(400))
+    telegram.control("faults", action="delay", method="sendMessage", seconds=0.4)
+    assert bot.send(text, wait=0).status_code == 202
+    until(lambda: any("(3/" in message for message in telegram.texts(1)), 20)
+    bot.kill()
+    telegram.control_delete("faults")
+    bot.start()
+    until(lambda: not bot.outbox(), 30)
+    parts = [message for message in telegram.texts(1) if re.search(r"\(\d+/\d+\)", message)]
+    total = int(re.search(r"/(\d+)\)", parts[0])[1])
+    numbers = [int(re.search(r"\((\d+)/", part)[1]) for part in parts]
+    assert sorted(set(numbers)) == list(range(1, total + 1))
+    assert numbers == sorted(numbers) and len(numbers) <= total + 1
+
+
+def test_old_messages_say_so(bot, telegram):
+    telegram.control("faults", action="cut_before")
+    entry_id = bot.send("m 1", wait=0).json()["id"]
+    bot.kill()
+    path = bot.data / "outbox" / "queue" / f"{entry_id}.json"
+    entry = json.loads(path.read_text())
+    path.write_text(json.dumps({**entry, "accepted_at": time.time() - 1000}))
+    telegram.control_delete("faults")
+    bot.start()
+    until(lambda: arrived(telegram, 1))
+    assert re.fullmatch(r"Delivered late, written 20\d\d-\d\d-\d\d \d\d:\d\d\nm 1", arrived(telegram, 1)[0])

@@ -1,0 +1,369 @@
+"""The send API against the sandbox: who may send what, every answer of the design's table, nothing sent twice."""
+
+import json
+import os
+import pwd
+import socket
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+import requests_unixsocket
+
+from live import ME, TOKEN, Bot, Telegram, png, until
+
+CHAT = 4242
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="acts as other users, which takes root")
+
+
+@pytest.fixture(scope="module")
+def telegram(tmp_path_factory):
+    telegram = Telegram(tmp_path_factory.mktemp("sandbox"))
+    for chat in range(CHAT, CHAT + 40):
+        telegram.person(chat)
+        telegram.types(chat, "hi")
+    yield telegram
+    assert telegram.stop() == 0
+
+
+@pytest.fixture
+def bot(tmp_path, telegram):
+    bot = Bot(tmp_path, telegram.url)
+    bot.users(**{ME: CHAT, "bob": CHAT + 1, "daemon": CHAT + 2})
+    bot.start()
+    yield bot
+    bot.stop()
+    assert "Traceback" not in bot.log
+    assert TOKEN not in bot.log and TOKEN not in (bot.data / "bot.log").read_text()
+
+
+def sent_to(telegram, chat, text):
+    return [message for message in telegram.texts(chat) if text in message]
+
+
+def as_user(name, code, *arguments):
+    """Run Python as another user of the host; what it prints, as JSON."""
+    account = pwd.getpwnam(name)
+    result = subprocess.run(["/usr/bin/python3", "-c", code, *arguments], capture_output=True, text=True, timeout=60,
+                            user=account.pw_uid, group=account.pw_gid, extra_groups=[])
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+POST_AS = """
+import http.client, json, socket, sys
+connection = http.client.HTTPConnection("localhost")
+connection.sock = socket.socket(socket.AF_UNIX)
+connection.sock.connect(sys.argv[1])
+connection.request("POST", sys.argv[2], sys.argv[3].encode(), {"Content-Type": "application/json"})
+answer = connection.getresponse()
+print(json.dumps([answer.status, json.loads(answer.read())]))
+"""
+
+
+def post_as(name, bot, path, **fields):
+    os.chmod(bot.socket_path, 0o666)
+    for folder in (bot.folder, bot.folder.parent, bot.folder.parent.parent):
+        os.chmod(folder, 0o755)
+    return as_user(name, POST_AS, str(bot.socket_path), path, json.dumps(fields))
+
+
+def test_the_earlier_clients_work_unchanged(bot, telegram):
+    with requests_unixsocket.Session() as session:
+        answer = session.post(bot.url + "/send", json={"user": ME, "text": "*Sales* fell", "parse_mode": "Markdown"})
+        assert (answer.status_code, answer.json()["ok"]) == (200, True)
+        answer = session.post(bot.url + "/send", json={"user": "nobody-here", "text": "x", "parse_mode": "Markdown"})
+        assert answer.status_code == (404 if os.getuid() == 0 else 403)
+        if os.getuid() == 0:
+            assert answer.json()["error"] == "User 'nobody-here' has no linked Telegram"
+    (message,) = [m for m in telegram.messages(CHAT) if m.get("text") == "Sales fell"]
+    assert [(e["type"], e["offset"], e["length"]) for e in message["entities"]] == [("bold", 0, 5)]
+
+
+def test_user_may_be_left_out_and_everything_optional_arrives(bot, telegram):
+    answer = bot.send("body one", title="A_title*", silent=True, script="s.py",
+                      buttons=[{"text": "Open", "url": "https://example.org/x"}])
+    assert answer.status_code == 200
+    (message,) = [m for m in telegram.messages(CHAT) if "body one" in m.get("text", "")]
+    assert message["text"] == "A_title*\nbody one"
+    assert message["reply_markup"]["inline_keyboard"] == [[{"text": "Open", "url": "https://example.org/x"}]]
+
+
+def test_without_waiting_the_answer_is_202_and_the_message_arrives(bot, telegram):
+    answer = bot.send("no wait", wait=0)
+    assert (answer.status_code, answer.json()["queued"]) == (202, True)
+    until(lambda: sent_to(telegram, CHAT, "no wait"))
+    until(lambda: answer.json()["id"] in bot.outbox("sent"))
+    assert bot.outbox() == []
+
+
+def test_half_a_surrogate_pair_is_sent_as_a_replacement_character(bot, telegram):
+    assert bot.post("/send", data=b'{"text": "half \\ud83d pair"}').status_code == 200
+    assert sent_to(telegram, CHAT, "half \ufffd pair")
+
+
+@needs_root
+def test_nobody_sends_in_another_name(bot, telegram):
+    status, answer = post_as("daemon", bot, "/send", text="as bob", user="bob")
+    assert status == 403 and "cannot send as 'bob'" in answer["error"]
+    status, answer = post_as("daemon", bot, "/send", text="as root", user="root")
+    assert status == 403
+    status, answer = post_as("daemon", bot, "/send", text="as myself", user="daemon")
+    assert status == 200 and sent_to(telegram, CHAT + 2, "as myself")
+    status, answer = post_as("daemon", bot, "/send", text="as whoever I am")
+    assert status == 200 and sent_to(telegram, CHAT + 2, "as whoever I am")
+    assert bot.send("from root", user="bob").status_code == 200 and sent_to(telegram, CHAT + 1, "from root")
+
+
+def test_a_photo_as_bytes(bot, telegram):
+    answer = bot.post("/send_photo", files={"photo": ("chart 1.png", png())},
+                      data={"title": "T", "caption": "*c*", "wait": "10", "silent": "true"})
+    assert answer.status_code == 200, answer.text
+    (message,) = [m for m in telegram.messages(CHAT) if m.get("caption") == "T\nc"]
+    assert message["photo"]
+    assert list((bot.data / "outbox").glob("**/*.photo")) == []
+    assert list((bot.data / "outbox" / "queue").iterdir()) == []
+
+
+def test_a_photo_by_its_path(bot, telegram, tmp_path):
+    path = tmp_path / "mine.png"
+    path.write_bytes(png(61))
+    answer = bot.post("/send_photo", json={"photo_path": str(path), "caption": "by path"})
+    assert answer.status_code == 200, answer.text
+    assert [m for m in telegram.messages(CHAT) if m.get("caption") == "by path" and m["photo"]]
+
+
+def test_a_photo_that_telegram_does_not_take_arrives_as_a_document(bot, telegram):
+    assert bot.post("/send_photo", files={"photo": ("long.png", png(4000, 20))}, data={"caption": "ribbon"}).ok
+    (message,) = [m for m in telegram.messages(CHAT) if m.get("caption") == "ribbon"]
+    assert message["document"]["file_name"] == "long.png"
+
+
+def test_a_photo_larger_than_telegram_shows_arrives_as_a_document(bot, telegram):
+    data = png() + b"\0" * (11 << 20)
+    assert bot.post("/send_photo", files={"photo": ("big.png", data)}, data={"caption": "big one"}).status_code == 200
+    (message,) = [m for m in telegram.messages(CHAT) if m.get("caption") == "big one"]
+    assert message["document"]["file_size"] == len(data)
+
+
+@pytest.mark.parametrize(("name", "make"), [
+    ("link", lambda path, target: path.symlink_to(target)),
+    ("folder/../mine.png", lambda path, target: None),
+    ("relative", None),
+    ("fifo", lambda path, target: os.mkfifo(path)),
+    ("a folder", lambda path, target: path.mkdir()),
+    ("missing", lambda path, target: None),
+    ("text", lambda path, target: path.write_text("no picture")),
+    ("empty", lambda path, target: path.write_bytes(b"")),
+])
+def test_a_photo_path_that_is_not_the_callers_picture(bot, tmp_path, name, make):
+    target = tmp_path / "mine.png"
+    target.write_bytes(png())
+    path = tmp_path / name
+    if make:
+        make(path, target)
+    answer = bot.post("/send_photo", json={"photo_path": str(path) if make else "mine.png", "caption": "x"})
+    assert answer.status_code == 400 and answer.json()["error"], answer.text
+
+
+def test_a_photo_path_through_a_linked_folder(bot, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.png").write_bytes(png())
+    (tmp_path / "alias").symlink_to("real")
+    answer = bot.post("/send_photo", json={"photo_path": str(tmp_path / "alias" / "a.png")})
+    assert answer.status_code == 400 and "symbolic link" in answer.json()["error"]
+
+
+@needs_root
+def test_a_photo_path_of_another_user(bot, tmp_path):
+    path = tmp_path / "of_root.png"
+    path.write_bytes(png())
+    path.chmod(0o644)
+    status, answer = post_as("daemon", bot, "/send_photo", photo_path=str(path))
+    assert (status, answer["error"]) == (400, "photo_path is not a regular file of yours")
+    hard = tmp_path / "hard.png"
+    os.link(path, hard)
+    assert post_as("daemon", bot, "/send_photo", photo_path=str(hard))[0] == 400
+
+
+@pytest.mark.parametrize("body", [
+    b"", b"--x", b"--x\r\n", b"--x--\r\n", b"junk", b"--x\r\n\r\n\r\n--x--",
+    b'--x\r\nContent-Disposition: form-data; name="photo"; filename="a"\r\n\r\nnot closed',
+    b'--x\r\nContent-Disposition: form-data; name="photo"; filename="a"\r\n\r\nGIF89a\r\n--x--\r\n',
+    b'--x\r\nContent-Disposition: form-data; name="caption"\r\n\r\nno photo\r\n--x--\r\n',
+    b'--x\r\nContent-Disposition: form-data; name="caption"\r\n\r\n\xff\r\n--x--\r\n',
+    b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n\r\n' * 40])
+def test_a_form_that_is_broken(bot, body):
+    answer = bot.post("/send_photo", data=body, headers={"Content-Type": "multipart/form-data; boundary=x"})
+    assert answer.status_code == 400 and answer.json()["error"]
+    assert list((bot.data / "outbox" / "queue").iterdir()) == []
+
+
+def test_a_form_without_a_boundary(bot):
+    answer = bot.post("/send_photo", data=b"x", headers={"Content-Type": "multipart/form-data"})
+    assert (answer.status_code, answer.json()["error"]) == (400, "the Content-Type has no boundary")
+
+
+def test_a_blocked_bot_is_a_409_and_marks_the_link(bot, telegram):
+    telegram.control("block", chat_id=CHAT + 1)
+    bot.users(**{ME: CHAT + 1})
+    answer = bot.send("into the void")
+    assert answer.status_code == 409 and "blocked by the user" in answer.json()["error"]
+    assert "blocked by the user" in json.loads((bot.data / "telegram_users.json").read_text())[ME]["blocked"]
+    calls = telegram.stats()
+    assert bot.send("once more").status_code == 409
+    assert telegram.stats()["calls"].get("sendMessage") == calls["calls"].get("sendMessage"), "it is not tried again"
+    telegram.control("unblock", chat_id=CHAT + 1)
+    telegram.types(CHAT + 1, "/whoami")
+    until(lambda: bot.send("back again", wait=5).status_code == 200)
+
+
+def test_what_telegram_refuses_for_good_is_a_502_and_kept(bot, telegram):
+    telegram.refuses("sendMessage", 400, "Bad Request: no such luck")
+    answer = bot.send("unlucky")
+    assert (answer.status_code, answer.json()["error"]) == (502, "Bad Request: no such luck")
+    (entry_id,) = bot.outbox("failed")
+    entry = json.loads((bot.data / "outbox" / "failed" / f"{entry_id}.json").read_text())
+    assert (entry["reason"], entry["message"]["text"]) == ("Bad Request: no such luck", "unlucky")
+
+
+def test_markup_that_telegram_cannot_parse_arrives_as_written(bot, telegram):
+    assert bot.send("<b>broken", parse_mode="HTML").status_code == 200
+    assert sent_to(telegram, CHAT, "<b>broken")
+
+
+def test_too_many_queued_is_a_429(tmp_path):
+    bot = Bot(tmp_path, "http://127.0.0.1:9")
+    bot.users(**{ME: CHAT, "bob": CHAT + 1})
+    bot.start()
+    answers = [bot.send("x", wait=0) for _ in range(201)]
+    assert [answer.status_code for answer in answers] == [202] * 200 + [429]
+    assert int(answers[-1].headers["Retry-After"]) > 0
+    if os.getuid() == 0:
+        assert bot.send("x", user="bob", wait=0).status_code == 202
+    bot.kill()
+    assert len(bot.outbox()) in (200, 201)
+
+
+def test_a_corrupt_users_file_is_a_503_and_stays_as_it_is(bot):
+    path = bot.data / "telegram_users.json"
+    path.write_text('{"alice": {"chat_id": 1')
+    answer = bot.send("x")
+    assert answer.status_code == 503 and "not valid JSON" in answer.json()["error"]
+    assert int(answer.headers["Retry-After"]) > 0
+    assert path.read_text() == '{"alice": {"chat_id": 1'
+    assert bot.get("/health").json()["linked"] == "?"
+
+
+def test_a_key_is_sent_once_however_often_it_is_asked_for(bot, telegram):
+    headers = {"Idempotency-Key": "job-17"}
+    first = bot.send("only once", headers=headers)
+    assert first.status_code == 200
+    assert bot.send("only once", headers=headers).json() == first.json()
+    assert bot.kill() == -9
+    bot.start()
+    assert bot.send("only once", headers=headers).json() == first.json()
+    threads = [threading.Thread(target=bot.send, args=("all at once",), kwargs={"headers": {"Idempotency-Key": "x"}})
+               for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(sent_to(telegram, CHAT, "only once")) == len(sent_to(telegram, CHAT, "all at once")) == 1
+    photo = {"files": {"photo": ("a.png", png())}, "data": {"caption": "key and photo"}, "headers": headers | {
+        "Idempotency-Key": "p"}}
+    assert bot.post("/send_photo", **photo).json() == bot.post("/send_photo", **photo).json()
+    assert len(sent_to(telegram, CHAT, "key and photo")) == 1
+    assert bot.send("x", headers={"Idempotency-Key": "k" * 201}).status_code == 400
+
+
+def test_a_key_belongs_to_its_caller(bot, telegram):
+    if os.getuid() == 0:
+        bot.send("mine", headers={"Idempotency-Key": "same"})
+        code = POST_AS.replace('{"Content-Type"', '{"Idempotency-Key": "same", "Content-Type"')
+        os.chmod(bot.socket_path, 0o666)
+        for folder in (bot.folder, bot.folder.parent, bot.folder.parent.parent):
+            os.chmod(folder, 0o755)
+        assert as_user("daemon", code, str(bot.socket_path), "/send", '{"text": "of daemon"}')[0] == 200
+        assert sent_to(telegram, CHAT + 2, "of daemon")
+
+
+def test_a_refusal_is_answered_again_for_the_same_key(bot, telegram):
+    telegram.refuses("sendMessage", 400, "Bad Request: once")
+    headers = {"Idempotency-Key": "refused"}
+    first, second = bot.send("x", headers=headers), bot.send("x", headers=headers)
+    assert [(answer.status_code, answer.json()["error"]) for answer in (first, second)] == [
+        (502, "Bad Request: once")] * 2
+
+
+@needs_root
+def test_a_full_disk_is_a_503_and_leaves_nothing(tmp_path, telegram):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k,nr_inodes=64", "tmpfs", folder], check=True)
+    bot = Bot(tmp_path, telegram.url)
+    try:
+        bot.users(**{ME: CHAT + 5})
+        bot.start()
+        with open(folder / "ballast", "wb", buffering=0) as ballast, pytest.raises(OSError, match="No space"):
+            while True:
+                ballast.write(b"x" * 4096)
+        answer = bot.send("too late")
+        assert answer.status_code == 503 and "No space left" in answer.json()["error"]
+        assert bot.post("/send_photo", files={"photo": ("a.png", png())}, data={"caption": "no"}).status_code == 503
+        assert bot.outbox() == [] and list((folder / "outbox" / "queue").iterdir()) == []
+        (folder / "ballast").unlink()
+        assert bot.send("room again").status_code == 200
+        assert sent_to(telegram, CHAT + 5, "room again") == ["room again"]
+    finally:
+        bot.stop()
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_the_token_is_in_no_process_list_and_no_child(bot):
+    pid = bot.process.pid
+    assert TOKEN.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def test_the_gateway_gets_what_was_delivered_and_cannot_harm(bot, telegram):
+    received = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(bot.folder / "ws.sock"))
+        listener.listen()
+        assert bot.send("*for* the desktop", title="T", script="s.py").status_code == 200
+        connection, _ = listener.accept()
+        with connection:
+            received = connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        head, _, body = received.partition(b"\r\n\r\n")
+        assert head.startswith(b"POST /dispatch HTTP/1.1\r\n")
+        dispatched = json.loads(body)
+        notification = dispatched["notification"]
+        assert (dispatched["user"], notification["title"], notification["message"], notification["script"]) == (
+            ME, "T", "*for* the desktop", "s.py")
+        assert len(notification["id"]) == 36 and notification["timestamp"].endswith("Z")
+        assert bot.send("the gateway does not answer this one").status_code == 200
+    assert bot.send("and now it is gone").status_code == 200
+    until(lambda: "do not reach the desktop gateway" in bot.log)
+
+
+def test_many_clients_at_once_lose_nothing_and_order_holds_in_a_chat(bot, telegram):
+    names = [f"user{number}" for number in range(10)] if os.getuid() == 0 else [ME]
+    bot.users(**{name: CHAT + 10 + number for number, name in enumerate(names)})
+    def client(name):
+        with requests_unixsocket.Session() as session:
+            for index in range(5):
+                fields = {"user": name, "text": f"{name} {index}", "wait": 0}
+                assert session.post(bot.url + "/send", json=fields).status_code == 202
+    threads = [threading.Thread(target=client, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, name in enumerate(names):
+        wanted = [f"{name} {index}" for index in range(5)]
+        until(lambda chat=CHAT + 10 + number, wanted=wanted, name=name: [
+            text for text in telegram.texts(chat) if text.startswith(name)] == wanted, 15)
+
+
