@@ -155,7 +155,6 @@ class Telegram:
     def __init__(self, folder, limits="off"):
         self.process = Process("notify_sandbox.py", "--token", TOKEN, "--limits", limits, folder=folder)
         self.url = until(self._base_url, what="the sandbox is up")
-        self._session = requests.Session()
 
     def _base_url(self):
         assert self.process.process.poll() is None, self.process.log
@@ -163,16 +162,15 @@ class Telegram:
         return line[0].strip() if line[1] else None
 
     def stop(self):
-        self._session.close()
         return self.process.stop()
 
     def control(self, name, **fields):
-        answer = self._session.post(f"{self.url}/sandbox/{name}", json=fields, timeout=10)
+        answer = requests.post(f"{self.url}/sandbox/{name}", json=fields, timeout=10)
         assert answer.ok, answer.text
         return answer.json()
 
     def control_delete(self, name):
-        assert self._session.delete(f"{self.url}/sandbox/{name}", timeout=10).ok
+        assert requests.delete(f"{self.url}/sandbox/{name}", timeout=10).ok
 
     def refuses(self, method, status, description, **fields):
         """Telegram refuses the next call of a method."""
@@ -186,7 +184,7 @@ class Telegram:
 
     def messages(self, chat_id):
         """What the bot has written in a chat, in order."""
-        answer = self._session.get(f"{self.url}/sandbox/messages", params={"chat_id": chat_id}, timeout=10).json()
+        answer = requests.get(f"{self.url}/sandbox/messages", params={"chat_id": chat_id}, timeout=10).json()
         messages = answer["messages"] if isinstance(answer, dict) else answer
         return [message for message in messages if message.get("from", {}).get("is_bot", True)]
 
@@ -198,4 +196,4 @@ class Telegram:
                      f"{count} messages in chat {chat_id}")
 
     def stats(self):
-        return self._session.get(f"{self.url}/sandbox/stats", timeout=10).json()
+        return requests.get(f"{self.url}/sandbox/stats", timeout=10).json()
