@@ -77,8 +77,9 @@ def chart(disks):
 disks, lines = {}, []
 for name in DISKS:
     try:
-        device, (size, used, free) = os.stat(name).st_dev, shutil.disk_usage(name)
-        disks.setdefault(device, (name, 100 * used / max(1, used + free), size, free))  # two names of a disk are one
+        device, (_, used, free) = os.stat(name).st_dev, shutil.disk_usage(name)
+        size = max(1, used + free)  # what is set aside for root alone does not count, as in df
+        disks.setdefault(device, (name, 100 * used / size, size, free))  # two names of a disk are one
     except OSError as error:
         lines.append(f"`{name}` cannot be looked at: {error.strerror}.")
 lines += [f"`{name}` is *{percent:.0f} % full*, {free / 1e9:,.1f} GB are free."
