@@ -1,78 +1,30 @@
-"""Delivery: messages go from the outbox to Telegram, in order within a chat, as fast as Telegram allows.
+"""Delivery: messages go from the outbox to Telegram, one call at a time in a chat, and every answer has its reaction.
 
-Each chat with something to send is a lane, and a lane has at most one call under way. The scheduler gives out
-one call at a time: of the lanes that may send now, replies before notifications, else who has waited longest.
-A lane waits for its own pace, for its own `retry_after` and after its own failures; everything waits for the
-pace of the bot, when Telegram cannot be reached, and when it refuses the token.
+The scheduler hands the lane whose turn it is (lanes.py) to a worker, and the worker makes one call for the message
+at its head. A message leaves its lane when the outbox has written down what became of it.
 """
 
 from __future__ import annotations
 
-import heapq
 import logging
 import queue
 import random
 import threading
 import time
-from collections import deque
 
+from lanes import MAX_UNDER_WAY, Lane, Lanes
 from notification import LATE_SECONDS, Step, compose
 from outbox import CorruptEntry, Outbox
 from telegram_api import TelegramAPI, TelegramError, TelegramUnreachable
 
 log = logging.getLogger("delivery")
 
-WORKERS = 16
 MAX_AGE_SECONDS = 86400
 MAX_BACKOFF_SECONDS = 60
 TOKEN_RETRY_SECONDS = 60
 DISK_RETRY_SECONDS = 5
 STUCK_SECONDS = 180
 FLOOD_CHATS = 3
-# Bot API FAQ, "My bot is hitting limits": 1/s in a chat, 20/min in a group, 30/s in all. Slightly under each,
-# because what counts is when a request arrives.
-CHAT_PACE = (1.05, 3)
-GROUP_PACE = (3.1, 1)
-BOT_PACE = (1 / 29, 15)
-
-
-class Pace:
-    """The generic cell rate algorithm: one in `interval` seconds, with a burst."""
-
-    __slots__ = ("_interval", "_slack", "_next")
-
-    def __init__(self, interval: float, burst: int):
-        self._interval = interval
-        self._slack = interval * (burst - 1)
-        self._next = 0.0
-
-    def ready_at(self) -> float:
-        return self._next - self._slack
-
-    def take(self, now: float) -> None:
-        self._next = max(now, self._next) + self._interval
-
-    def rested(self, now: float) -> bool:
-        return self._next <= now
-
-
-class _Lane:
-    __slots__ = ("chat_id", "replies", "notifications", "pace", "parked_until", "failures", "scheduled")
-
-    def __init__(self, chat_id: int):
-        self.chat_id = chat_id
-        self.replies: deque[str] = deque()
-        self.notifications: deque[str] = deque()
-        self.pace = Pace(*(GROUP_PACE if chat_id < 0 else CHAT_PACE))
-        self.parked_until = 0.0
-        self.failures = 0
-        self.scheduled = False  # waiting in the heap, ready, or with a worker
-
-    def ready_at(self) -> float:
-        return max(self.pace.ready_at(), self.parked_until)
-
-    def pending(self) -> deque[str]:
-        return self.replies or self.notifications
 
 
 class Outcome:
@@ -129,19 +81,12 @@ class Delivery:
     def __init__(self, outbox: Outbox, api: TelegramAPI, recipients: Recipients):
         self._outbox, self._api, self._recipients = outbox, api, recipients
         self._changed = threading.Condition()
-        self._lanes: dict[int, _Lane] = {}
-        self._heap: list[tuple[float, int, _Lane]] = []
-        self._ready_replies: deque[_Lane] = deque()
-        self._ready: deque[_Lane] = deque()
-        self._turn = 0
-        self._pace = Pace(*BOT_PACE)
-        self._paused_until = 0.0
+        self._lanes = Lanes()
         self._failures = 0
         self._flooded: dict[int, float] = {}
         self._stopping = False
         self._work: queue.SimpleQueue = queue.SimpleQueue()
         self._workers: list[threading.Thread] = []
-        self._under_way: dict[int, float] = {}
         self._receipts: dict[str, Receipt] = {}
         self._of_user: dict[str, int] = {}
         self._queued: dict[str, tuple[float, str | None]] = {}  # when accepted, for whom it counts
@@ -164,7 +109,7 @@ class Delivery:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-            finished = self._changed.wait_for(lambda: not self._under_way, seconds)
+            finished = self._changed.wait_for(lambda: not self._lanes.under_way, seconds)
             receipts, self._receipts = self._receipts, {}
         for receipt in receipts.values():
             receipt.settle(None)
@@ -184,7 +129,7 @@ class Delivery:
         """Whether the scheduler comes round and no call has been under way for longer than a call can take."""
         now = time.monotonic()
         with self._changed:
-            oldest = min(self._under_way.values(), default=now)
+            oldest = min(self._lanes.under_way.values(), default=now)
         return self._scheduler.is_alive() and now - self.beat < STUCK_SECONDS and now - oldest < STUCK_SECONDS
 
     def submit(self, entry: dict) -> Receipt:
@@ -209,61 +154,23 @@ class Delivery:
             self._queued[entry["id"]] = (entry["accepted_at"], user)
             if user:
                 self._of_user[user] = self._of_user.get(user, 0) + 1
-            lane = self._lane(entry["chat_id"])
-            (lane.replies if entry["reply"] else lane.notifications).append(entry["id"])
-            self._put(lane)
-
-    def _lane(self, chat_id: int) -> _Lane:
-        lane = self._lanes.get(chat_id)
-        if lane is None:
-            lane = self._lanes[chat_id] = _Lane(chat_id)
-        return lane
-
-    def _put(self, lane: _Lane) -> None:
-        """Schedule a lane that has something to send, unless it is scheduled."""
-        if lane.scheduled or not lane.pending():
-            return
-        lane.scheduled = True
-        self._turn += 1
-        heapq.heappush(self._heap, (lane.ready_at(), self._turn, lane))
-        self._changed.notify_all()
+            self._lanes.add(entry["chat_id"], entry["id"], entry["reply"])
+            self._changed.notify_all()
 
     def _schedule(self) -> None:
         while True:
             with self._changed:
-                while not self._stopping and (seconds := self._seconds_to_next()) > 0:
+                while not self._stopping and (seconds := self._lanes.seconds_to_next(time.monotonic())) > 0:
                     self.beat = time.monotonic()
-                    self._changed.wait(min(seconds, 5.0))
+                    self._changed.wait(seconds)
                 if self._stopping:
                     return
-                lane = (self._ready_replies or self._ready).popleft()
-                now = self.beat = time.monotonic()
-                self._pace.take(now)
-                lane.pace.take(now)
-                self._under_way[lane.chat_id] = now
+                self.beat = time.monotonic()
+                lane = self._lanes.take(self.beat)
             self._hand_out(lane)
 
-    def _seconds_to_next(self) -> float:
-        """How long until a lane may send; 0 when one may now."""
-        now = time.monotonic()
-        while self._heap and self._heap[0][0] <= now:
-            lane = heapq.heappop(self._heap)[2]
-            (self._ready_replies if lane.replies else self._ready).append(lane)
-        if len(self._under_way) >= (1 if self._failures else WORKERS):
-            return 5.0
-        if self._ready_replies or self._ready:
-            return max(0.0, self._pace.ready_at() - now, self._paused_until - now)
-        self._forget_rested(now)
-        return self._heap[0][0] - now if self._heap else 5.0
-
-    def _forget_rested(self, now: float) -> None:
-        if len(self._lanes) > 1000 or not self._heap:
-            for chat_id in [chat_id for chat_id, lane in self._lanes.items()
-                            if not lane.scheduled and lane.pace.rested(now) and lane.parked_until <= now]:
-                del self._lanes[chat_id]
-
-    def _hand_out(self, lane: _Lane) -> None:
-        if len(self._workers) < min(WORKERS, len(self._under_way)):
+    def _hand_out(self, lane: Lane) -> None:
+        if len(self._workers) < min(MAX_UNDER_WAY, len(self._lanes.under_way)):
             worker = threading.Thread(target=self._work_on, name=f"delivery-{len(self._workers)}", daemon=True)
             self._workers.append(worker)
             worker.start()
@@ -279,14 +186,12 @@ class Delivery:
                 lane.parked_until = time.monotonic() + DISK_RETRY_SECONDS
             finally:
                 with self._changed:
-                    del self._under_way[lane.chat_id]
-                    lane.scheduled = False
-                    self._put(lane)
+                    self._lanes.give_back(lane)
                     self._changed.notify_all()
 
-    def _deliver(self, lane: _Lane) -> None:
+    def _deliver(self, lane: Lane) -> None:
         """One call for the message at the head of a lane."""
-        entry_id = lane.pending()[0]
+        entry_id = lane.head()
         if entry_id in self._unrecorded:
             self._record(lane, entry_id)
             return
@@ -306,7 +211,7 @@ class Delivery:
         else:
             self._succeeded(lane, entry, last)
 
-    def _is_addressed(self, lane: _Lane, entry: dict) -> bool:
+    def _is_addressed(self, lane: Lane, entry: dict) -> bool:
         """Whether the message still belongs in this chat and is not too old; if not, it is dealt with."""
         if time.time() - entry["accepted_at"] > MAX_AGE_SECONDS:
             self._fail(lane, entry, 502, "it could not be delivered within a day")
@@ -344,16 +249,17 @@ class Delivery:
             files = {parameter: (filename, self._outbox.photo(entry_id) if content is None else content)}
         self._api.call(step.method, {"chat_id": chat_id, **step.params}, files)
 
-    def _succeeded(self, lane: _Lane, entry: dict, last: bool) -> None:
+    def _succeeded(self, lane: Lane, entry: dict, last: bool) -> None:
         if self._failures or self.token_refused:
             log.warning("Telegram answers again; %d messages are queued", self.queued())
         self._failures = lane.failures = 0
+        self._lanes.one_at_a_time = False
         self.token_refused = False
         self.last_delivery = time.time()
         self._unrecorded[entry["id"]] = (entry, last)
         self._record(lane, entry["id"])
 
-    def _record(self, lane: _Lane, entry_id: str) -> None:
+    def _record(self, lane: Lane, entry_id: str) -> None:
         """Write down that a call was carried out. Until that succeeds the call is not made again: on a disk that
         is full every new attempt would be one more copy in the chat."""
         entry, last = self._unrecorded[entry_id]
@@ -365,14 +271,14 @@ class Delivery:
         if last:
             self._delivered(lane, entry)
 
-    def _delivered(self, lane: _Lane, entry: dict) -> None:
+    def _delivered(self, lane: Lane, entry: dict) -> None:
         self.stats["delivered"] += 1
         seconds = time.time() - entry["accepted_at"]
         log.info("delivered %s to %s in %.1f s", entry["id"], entry["user"] or f"chat {lane.chat_id}", seconds)
         self._finish(lane, entry["id"], Outcome(200))
         self._recipients.delivered(entry)
 
-    def _unreachable(self, lane: _Lane, entry: dict, error: TelegramUnreachable) -> None:
+    def _unreachable(self, lane: Lane, entry: dict, error: TelegramUnreachable) -> None:
         if error.unknown:
             self.stats["retried"] += 1
             log.warning("%s: %s; it may have been delivered and is sent again", entry["id"], error)
@@ -382,9 +288,10 @@ class Delivery:
             if self._failures == 0:
                 log.warning("Telegram cannot be reached (%s); %d messages wait", error, self.queued())
             self._failures += 1
-            self._paused_until = max(self._paused_until, time.monotonic() + _backoff(self._failures))
+            self._lanes.one_at_a_time = True
+            self._lanes.pause(time.monotonic() + _backoff(self._failures))
 
-    def _refused(self, lane: _Lane, entry: dict, error: TelegramError) -> None:
+    def _refused(self, lane: Lane, entry: dict, error: TelegramError) -> None:
         if error.retry_after is not None:
             self._slow_down(lane, error.retry_after)
         elif error.code in (401, 404):
@@ -399,7 +306,7 @@ class Delivery:
         else:
             self._fail(lane, entry, 502, error.description)
 
-    def _slow_down(self, lane: _Lane, seconds: int) -> None:
+    def _slow_down(self, lane: Lane, seconds: int) -> None:
         now = time.monotonic()
         log.warning("Telegram wants %d s of rest for chat %d", seconds, lane.chat_id)
         lane.parked_until = now + seconds + 0.1
@@ -408,7 +315,7 @@ class Delivery:
             self._flooded[lane.chat_id] = now + seconds
             if len(self._flooded) >= FLOOD_CHATS:
                 # Several chats at once are refused for what the bot does, not for what one chat got.
-                self._paused_until = max(self._paused_until, min(self._flooded.values()))
+                self._lanes.pause(min(self._flooded.values()))
 
     def _pause_for_token(self, error: TelegramError) -> None:
         if not self.token_refused:
@@ -416,27 +323,25 @@ class Delivery:
                          "notify-bot.service; %d messages wait", error.description, self.queued())
         self.token_refused = True
         with self._changed:
-            self._failures = max(self._failures, 1)
-            self._paused_until = time.monotonic() + TOKEN_RETRY_SECONDS
+            self._lanes.one_at_a_time = True
+            self._lanes.pause(time.monotonic() + TOKEN_RETRY_SECONDS)
 
-    def _readdress(self, lane: _Lane, entry: dict, chat_id: int) -> None:
+    def _readdress(self, lane: Lane, entry: dict, chat_id: int) -> None:
         entry["chat_id"] = chat_id
         self._outbox.save(entry)
         with self._changed:
-            _remove_head(lane, entry["id"])
-            other = self._lane(chat_id)
-            (other.replies if entry["reply"] else other.notifications).append(entry["id"])
-            self._put(other)
+            lane.remove(entry["id"])
+            self._lanes.add(chat_id, entry["id"], entry["reply"])
 
-    def _fail(self, lane: _Lane, entry: dict, status: int, reason: str) -> None:
+    def _fail(self, lane: Lane, entry: dict, status: int, reason: str) -> None:
         self._outbox.failed(entry, status, reason)
         self.stats["refused"] += 1
         log.error("%s for %s failed for good: %s", entry["id"], entry["user"] or f"chat {lane.chat_id}", reason)
         self._finish(lane, entry["id"], Outcome(status, reason))
 
-    def _finish(self, lane: _Lane, entry_id: str, outcome: Outcome) -> None:
+    def _finish(self, lane: Lane, entry_id: str, outcome: Outcome) -> None:
         with self._changed:
-            _remove_head(lane, entry_id)
+            lane.remove(entry_id)
             _, user = self._queued.pop(entry_id)
             if user:
                 self._of_user[user] -= 1
@@ -445,11 +350,6 @@ class Delivery:
             receipt = self._receipts.pop(entry_id, None)
         if receipt:
             receipt.settle(outcome)
-
-
-def _remove_head(lane: _Lane, entry_id: str) -> None:
-    """A reply may have come in front since the message was taken up."""
-    (lane.replies if lane.replies and lane.replies[0] == entry_id else lane.notifications).popleft()
 
 
 def _backoff(failures: int) -> float:

@@ -25,7 +25,7 @@ def bot(tmp_path, telegram):
         telegram.person(chat)
         telegram.types(chat, "hi")
     bot.start()
-    until(lambda: len(telegram.messages(1)) == 1)
+    until(lambda: all(len(telegram.messages(chat)) == 1 for chat in (1, 2, 3)) and not bot.outbox())
     yield bot
     bot.stop()
     assert "Traceback" not in bot.log

@@ -1,0 +1,130 @@
+"""Whose turn it is: a lane for each chat with something to send, and the pace of each and of the bot.
+
+A lane has at most one call under way, so order holds within a chat and chats do not wait for one another. Of the
+lanes that may send now those with replies go first, then who has waited longest. A lane waits for its own pace,
+and while it is parked; all wait for the pace of the bot and while there is a pause.
+
+Nothing here locks or looks at a clock: the caller holds its lock and passes the time, time.monotonic().
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+
+# Bot API FAQ, "My bot is hitting limits": 1/s in a chat, 20/min in a group, 30/s in all. Slightly under each,
+# because what counts is when a request arrives.
+CHAT_PACE = (1.05, 3)
+GROUP_PACE = (3.1, 1)
+BOT_PACE = (1 / 29, 15)
+MAX_UNDER_WAY = 16
+LOOK_AGAIN_SECONDS = 5.0
+RESTED_LANES = 1000
+
+
+class Pace:
+    """The generic cell rate algorithm: one in `interval` seconds, with a burst."""
+
+    __slots__ = ("_interval", "_next", "_slack")
+
+    def __init__(self, interval: float, burst: int):
+        self._interval = interval
+        self._slack = interval * (burst - 1)
+        self._next = 0.0
+
+    def ready_at(self) -> float:
+        return self._next - self._slack
+
+    def take(self, now: float) -> None:
+        self._next = max(now, self._next) + self._interval
+
+    def is_rested(self, now: float) -> bool:
+        return self._next <= now
+
+
+class Lane:
+    """What is to be sent to one chat: IDs, in order. `failures` counts those since the last success."""
+
+    __slots__ = ("chat_id", "failures", "notifications", "pace", "parked_until", "replies", "scheduled")
+
+    def __init__(self, chat_id: int):
+        self.chat_id = chat_id
+        self.replies: deque[str] = deque()
+        self.notifications: deque[str] = deque()
+        self.pace = Pace(*(GROUP_PACE if chat_id < 0 else CHAT_PACE))
+        self.parked_until = 0.0
+        self.failures = 0
+        self.scheduled = False  # waiting for its time, for its turn, or for the end of its call
+
+    def head(self) -> str:
+        return (self.replies or self.notifications)[0]
+
+    def remove(self, entry_id: str) -> None:
+        """Take out what was the head; a reply may have come in front of it since."""
+        (self.replies if self.replies and self.replies[0] == entry_id else self.notifications).popleft()
+
+
+class Lanes:
+    """All lanes. `under_way` has when each call that is under way began, by chat."""
+
+    def __init__(self):
+        self._lanes: dict[int, Lane] = {}
+        self._waiting: list[tuple[float, int, Lane]] = []
+        self._ready_replies: deque[Lane] = deque()
+        self._ready: deque[Lane] = deque()
+        self._turn = 0
+        self._pace = Pace(*BOT_PACE)
+        self._paused_until = 0.0
+        self.under_way: dict[int, float] = {}
+        self.one_at_a_time = False  # while it is not known whether Telegram answers
+
+    def add(self, chat_id: int, entry_id: str, reply: bool) -> None:
+        lane = self._lanes.get(chat_id)
+        if lane is None:
+            lane = self._lanes[chat_id] = Lane(chat_id)
+        (lane.replies if reply else lane.notifications).append(entry_id)
+        self._schedule(lane)
+
+    def pause(self, until: float) -> None:
+        """Give out no call before `until`."""
+        self._paused_until = max(self._paused_until, until)
+
+    def seconds_to_next(self, now: float) -> float:
+        """How long until there is a call to take, 0 when now; sooner when something is added or given back."""
+        while self._waiting and self._waiting[0][0] <= now:
+            lane = heapq.heappop(self._waiting)[2]
+            (self._ready_replies if lane.replies else self._ready).append(lane)
+        if len(self.under_way) >= (1 if self.one_at_a_time else MAX_UNDER_WAY):
+            return LOOK_AGAIN_SECONDS
+        if self._ready_replies or self._ready:
+            return max(0.0, self._pace.ready_at() - now, self._paused_until - now)
+        self._forget_rested(now)
+        return min(LOOK_AGAIN_SECONDS, self._waiting[0][0] - now) if self._waiting else LOOK_AGAIN_SECONDS
+
+    def take(self, now: float) -> Lane:
+        """The lane whose head is to be sent now; to be given back when the call has ended."""
+        lane = (self._ready_replies or self._ready).popleft()
+        self._pace.take(now)
+        lane.pace.take(now)
+        self.under_way[lane.chat_id] = now
+        return lane
+
+    def give_back(self, lane: Lane) -> None:
+        del self.under_way[lane.chat_id]
+        lane.scheduled = False
+        self._schedule(lane)
+
+    def _schedule(self, lane: Lane) -> None:
+        if lane.scheduled or not (lane.replies or lane.notifications):
+            return
+        lane.scheduled = True
+        self._turn += 1
+        heapq.heappush(self._waiting, (max(lane.pace.ready_at(), lane.parked_until), self._turn, lane))
+
+    def _forget_rested(self, now: float) -> None:
+        """Lanes that owe their chat no rest any more are as good as new ones."""
+        if self._waiting and len(self._lanes) < RESTED_LANES:
+            return
+        for chat_id in [chat_id for chat_id, lane in self._lanes.items()
+                        if not lane.scheduled and lane.pace.is_rested(now) and lane.parked_until <= now]:
+            del self._lanes[chat_id]
