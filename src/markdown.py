@@ -13,12 +13,12 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 
-_SPACE = " \t\r\n\0\v"
+SPACE = " \t\r\n\0\v"
 _MAX_USER_ID = (1 << 40) - 1
 _TYPES = {"*": "bold", "_": "italic", "`": "code"}
 _SPECIAL = re.compile(r"\\[_*`\[]|[_*`\[]")
-_LANGUAGE = re.compile(rf"[^{_SPACE}`]++(?=[{_SPACE}])")
-_LINE_BREAK = re.compile(r"\r\n|\n\r|\r|\n")
+LANGUAGE = re.compile(rf"[^{SPACE}`]++(?=[{SPACE}])")
+LINE_BREAK = re.compile(r"\r\n|\n\r|\r|\n")
 _PROTOCOL = re.compile(r"([^:/?#@\[\]]*)://")
 _PORT = re.compile(r":([^:@\]]*)\Z")
 _HOST = re.compile(r"(?:[a-z0-9.\-_!$,~*'();&+=]|%[0-9a-f]{2}|[^\x00-\x7f])++")
@@ -114,10 +114,10 @@ class _Parser:
     def _pre(self, begin: int) -> int:
         entity = {"type": "pre"}
         start = begin + 3
-        if language := _LANGUAGE.match(self.text, start):
+        if language := LANGUAGE.match(self.text, start):
             entity["language"] = language[0]
             start = language.end()
-        if line_break := _LINE_BREAK.match(self.text, start):
+        if line_break := LINE_BREAK.match(self.text, start):
             start = line_break.end()
         content, end = self._content(begin, start, "```")
         self._add(content, entity)
@@ -262,7 +262,7 @@ def _is_ipv6(address: str) -> bool:
 
 
 def _query(query: str) -> str:
-    query = query.rstrip(_SPACE)
+    query = query.rstrip(SPACE)
     if not query.startswith("/"):
         query = "/" + query
     return re.sub(r"[\x00-\x20]", lambda found: f"%{ord(found[0]):02X}", query)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 import zlib
@@ -158,7 +157,8 @@ def check_keyboard(markup) -> dict | None:
     buttons = [button for row in rows for button in row]
     for button in buttons:
         _check_button(button)
-    if len(buttons) > MAX_BUTTONS or len(json.dumps(rows).encode()) > MAX_KEYBOARD_BYTES:
+    size = sum(len(str(value).encode("utf-8", "replace")) for button in buttons for value in button.values())
+    if len(buttons) > MAX_BUTTONS or size > MAX_KEYBOARD_BYTES:
         raise bad_request("reply markup is too long")
     return {"inline_keyboard": [row for row in rows if row]} if buttons else None
 

@@ -10,6 +10,7 @@ import re
 from bisect import bisect_left
 
 import markdown
+from markdown import SPACE
 from sandbox_state import bad_request
 
 MAX_SOURCE_BYTES = 1 << 15
@@ -17,7 +18,6 @@ MAX_ENTITIES = 100
 _TYPES = {"mention", "hashtag", "cashtag", "bot_command", "url", "email", "phone_number", "bold", "italic", "underline",
           "strikethrough", "spoiler", "blockquote", "expandable_blockquote", "code", "pre", "text_link",
           "text_mention", "custom_emoji"}
-_SPACE = " \t\r\n\0\v"
 _HTML_TYPES = {"b": "bold", "strong": "bold", "i": "italic", "em": "italic", "u": "underline", "ins": "underline",
                "s": "strikethrough", "strike": "strikethrough", "del": "strikethrough", "span": "spoiler",
                "tg-spoiler": "spoiler", "a": "text_link", "code": "code", "pre": "pre", "blockquote": "blockquote"}
@@ -30,6 +30,7 @@ _V2_OPENERS = (("__", "underline"), ("_", "italic"), ("*", "bold"), ("~", "strik
                ("[", "text_link"), ("```", "pre"), ("`", "code"))
 _V2_RESERVED = "_*[]()~`>#+-=|{}.!"
 _V2_ESCAPE = re.compile(r"\\([\x01-\x7e])")
+_V2_URL = re.compile(r"\(((?:\\[\x01-\x7e]|[^)])*+)\)")
 
 
 def formatted(text: str, parse_mode: str, entities: list | None) -> tuple[str, list[dict]]:
@@ -38,10 +39,10 @@ def formatted(text: str, parse_mode: str, entities: list | None) -> tuple[str, l
         raise bad_request("text is too long")
     mode = parse_mode.lower()
     if text and mode and mode != "none":
-        if mode not in _PARSERS:
+        if mode not in PARSERS:
             raise bad_request("unsupported parse_mode")
         try:
-            text, found = _PARSERS[mode](text)
+            text, found = PARSERS[mode](text)
         except markdown.MarkdownError as error:
             raise bad_request(f"can't parse entities: {error}") from None
     else:
@@ -136,10 +137,7 @@ class _MarkdownV2(_Reader):
     def __init__(self, source: str):
         super().__init__(source)
         self.quote_may_start = True
-
-    @property
-    def in_quote(self) -> bool:
-        return any(entity.kind == "blockquote" for entity in self.open)
+        self.in_quote = False
 
     def read(self) -> tuple[str, list[dict]]:
         while self.at < len(self.source):
@@ -153,6 +151,7 @@ class _MarkdownV2(_Reader):
         in_code = bool(self.open) and self.open[-1].kind in ("code", "pre", "pre_code")
         if escape or char not in ("`" if in_code else _V2_RESERVED + "\n"):
             self._put(char)
+            self.quote_may_start = self.quote_may_start and (bool(escape) or char == "\r")
             self.at += 2 if escape else 1
         elif not self._close():
             self._begin(char)
@@ -190,7 +189,7 @@ class _MarkdownV2(_Reader):
     def _url(self, entity: _Open) -> str:
         if not self.source.startswith("(", self.at):
             return "".join(self.plain[entity.start:])
-        found = re.compile(r"\(((?:\\[\x01-\x7e]|[^)])*)\)").match(self.source, self.at)
+        found = _V2_URL.match(self.source, self.at)
         if not found:
             self.fail("Can't find end of a URL", self.at + 1)
         self.at = found.end()
@@ -203,6 +202,7 @@ class _MarkdownV2(_Reader):
             return
         if char == ">" and self.quote_may_start:
             if not self.in_quote:
+                self.in_quote = True
                 self.open.append(_Open("blockquote", self.at, len(self.plain)))
             self.at += 1
             return
@@ -217,11 +217,9 @@ class _MarkdownV2(_Reader):
         self.at += len(mark)
         argument = ""
         if kind == "pre":
-            language = re.compile(rf"([^{_SPACE}`]+)(?=[{_SPACE}])").match(self.source, self.at)
-            if language:
-                kind, argument, self.at = "pre_code", language[1], language.end()
-            line_break = re.compile(r"\r\n|\n\r|\r|\n").match(self.source, self.at)
-            if line_break:
+            if language := markdown.LANGUAGE.match(self.source, self.at):
+                kind, argument, self.at = "pre_code", language[0], language.end()
+            if line_break := markdown.LINE_BREAK.match(self.source, self.at):
                 self.at = line_break.end()
         self.open.append(_Open(kind, begin, len(self.plain), argument))
 
@@ -229,6 +227,7 @@ class _MarkdownV2(_Reader):
         """At the end of its last line; `||` just before it makes it an expandable one."""
         kind = self._quote_kind()
         quote = self.open.pop()
+        self.in_quote = False
         self.plain.append("\n")
         self.at += 1
         self.quote_may_start = True
@@ -259,10 +258,10 @@ class _Html(_Reader):
     """`parse_html`."""
 
     _REFERENCE = re.compile(r"&(?:#x([0-9a-fA-F]{1,6})|#([0-9]{1,7})|(lt|gt|amp|quot));?")
-    _START = re.compile(rf"<([^{_SPACE}>]*)")
-    _ATTRIBUTE = re.compile(rf"[{_SPACE}]*([^{_SPACE}=<>]+)[{_SPACE}]*"
-                            rf"(?:=[{_SPACE}]*(?:\"([^\"]*)\"|'([^']*)'|([a-zA-Z0-9.\-]+)(?=[{_SPACE}>])))?")
-    _END = re.compile(rf"</([^{_SPACE}>]*)[{_SPACE}]*>")
+    _START = re.compile(rf"<([^{SPACE}>]*)")
+    _ATTRIBUTE = re.compile(rf"[{SPACE}]*([^{SPACE}=<>]+)[{SPACE}]*"
+                            rf"(?:=[{SPACE}]*(?:\"([^\"]*)\"|'([^']*)'|([a-zA-Z0-9.\-]+)(?=[{SPACE}>])))?")
+    _END = re.compile(rf"</([^{SPACE}>]*)[{SPACE}]*>")
 
     def read(self) -> tuple[str, list[dict]]:
         while self.at < len(self.source):
@@ -301,7 +300,7 @@ class _Html(_Reader):
         wanted = {"a": "href", "code": "class", "span": "class", "blockquote": "expandable"}.get(tag)
         argument = ""
         while True:
-            while self.source[self.at:self.at + 1] and self.source[self.at] in _SPACE:
+            while self.source[self.at:self.at + 1] and self.source[self.at] in SPACE:
                 self.at += 1
             if self.source.startswith(">", self.at):
                 self.at += 1
@@ -366,4 +365,4 @@ def _parse_html(text: str) -> tuple[str, list[dict]]:
     return text, entities
 
 
-_PARSERS = {"markdown": markdown.parse, "markdownv2": lambda text: _MarkdownV2(text).read(), "html": _parse_html}
+PARSERS = {"markdown": markdown.parse, "markdownv2": lambda text: _MarkdownV2(text).read(), "html": _parse_html}
