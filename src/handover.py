@@ -90,6 +90,9 @@ class Handover:
             names = sorted(os.listdir(self._folder))
         except FileNotFoundError:
             return []
+        except OSError as error:
+            log.error("%s cannot be read: %s", self._folder, error.strerror)
+            return []
         pending = [self._read(name[:-5]) for name in names if name.endswith(".json") and name[0] != "."]
         pending = [message for message in pending if message]
         known = {message.image for message in pending}

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from live import PYTHON, SRC
+from machine import children_of
 
 OWNER = pwd.getpwnam("nobody") if os.getuid() == 0 else pwd.getpwuid(os.getuid())
 AS_OWNER = {"user": OWNER.pw_uid, "group": OWNER.pw_gid, "extra_groups": []} if os.getuid() == 0 else {}
@@ -26,6 +27,7 @@ class Analyst:
     """A home in a folder that its owner can reach, with a copy of the programs beside it."""
 
     def __init__(self):
+        self._others = set(children_of(os.getpid()))
         self.folder = Path(tempfile.mkdtemp(prefix="analyst-"))
         self.folder.chmod(0o755)
         self.programs = self.folder / "lib"
@@ -43,6 +45,9 @@ class Analyst:
 
     def remove(self):
         shutil.rmtree(self.folder)
+        # What a script left behind and our program killed has become the child of the tests (conftest.py).
+        for pid in set(children_of(os.getpid())) - self._others:
+            os.waitpid(pid, os.WNOHANG)
 
     @staticmethod
     def own(path):
