@@ -25,7 +25,7 @@ from links import CODE_SECONDS, Link, Links
 from markdown import escape
 from notification import photo_name
 from outbox import OutboxError
-from scripts_socket import ScriptsError
+from scripts_socket import ScriptsError, checked, list_scripts
 from telegram_api import TelegramError, TelegramUnreachable
 
 log = logging.getLogger("chat")
@@ -96,10 +96,10 @@ class Chat:
 
     def welcome(self, link: Link) -> None:
         """Say in the chat that it has been linked. Raises OutboxError."""
-        self._send(f"welcome:{link.user}:{link.chat_id}:{link.linked_at}", link.chat_id,
-                   f"✅ This chat is now linked to `{link.user}` on {escape(self._settings.site_name)}. "
-                   "What your scripts find arrives here.\n\n"
-                   "/status shows your scripts, /test a sample, /help the rest.")
+        self.tell(f"welcome:{link.user}:{link.chat_id}:{link.linked_at}", link.chat_id,
+                  f"✅ This chat is now linked to `{link.user}` on {escape(self._settings.site_name)}. "
+                  "What your scripts find arrives here.\n\n"
+                  "/status shows your scripts, /test a sample, /help the rest.")
 
     def _message(self, event: _Event, text: str) -> None:
         command = self._command(text)
@@ -201,7 +201,7 @@ class Chat:
             self._edit(event, f"Your scripts cannot be listed: {error}.", [])
 
     def _status_page(self, link: Link, page: int) -> tuple[str, list]:
-        scripts = self._scripts(link)
+        scripts = list_scripts(self._settings.scripts_dir, link.user)
         if not scripts:
             return ("You have no scripts yet. Put one into ~/user/notifications/ and it runs every five minutes.", [])
         pages = (len(scripts) - 1) // PAGE_SCRIPTS + 1
@@ -216,23 +216,16 @@ class Chat:
                 if 0 <= number < pages]
         return text, buttons + ([turn] if turn else [])
 
-    def _scripts(self, link: Link) -> list[dict]:
-        request = {"do": "list"}
-        with scripts_socket.ask(self._settings.scripts_dir, link.user, request, scripts_socket.LIST_SECONDS) as answer:
-            scripts = _checked(answer[0]).get("scripts")
-        if not isinstance(scripts, list):
-            raise ScriptsError("the answer is not a list")
-        return [script for script in scripts if isinstance(script, dict) and isinstance(script.get("name"), str)]
-
     def _run(self, event: _Event, link: Link | None, digest: str) -> None:
         if link is None:
             self._answer_press(event, "This chat is not linked any more.")
             return
         try:
-            name = next((script["name"] for script in self._scripts(link) if _digest(script["name"]) == digest), None)
+            scripts = list_scripts(self._settings.scripts_dir, link.user)
         except ScriptsError as error:
             self._answer_press(event, f"It cannot be run: {error}.")
             return
+        name = next((script["name"] for script in scripts if _digest(script["name"]) == digest), None)
         if name is None:
             self._answer_press(event, "This script is not there any more.")
             return
@@ -272,12 +265,14 @@ class Chat:
                 if answer.get("ok") is not True and answer.get("stderr"):
                     self._reply(event, f"{name} failed: {answer.get('error')}\n\n{answer['stderr']}", parse_mode="")
                     return
-                found = parse_output(str(_checked(answer).get("output", "")).encode())
+                found = parse_output(str(checked(answer).get("output", "")).encode())
                 if not found.notify:
                     self._reply(event, f"{shown} ran and has nothing to report.")
                     return
+                missing = answer.get("image_error")
+                text = found.message + (f"\n\n{escape(f'(Its image is missing: {missing})')}" if missing else "")
                 with _image_file(image) as file:
-                    self._reply(event, found.message, title=found.title, picture=file, dispatch=link.user, script=name,
+                    self._reply(event, text, title=found.title, picture=file, dispatch=link.user, script=name,
                                 picture_name=os.path.basename(found.image_path or "image"))
         except ScriptsError as error:
             self._reply(event, f"{shown} could not be run: {escape(str(error))}.")
@@ -309,13 +304,17 @@ class Chat:
 
     def _reply(self, event: _Event, text: str, **message) -> None:
         try:
-            self._send(event.key(), event.chat_id, text, **message)
+            self.tell(event.key(), event.chat_id, text, **message)
         except (OutboxError, OSError) as error:
             log.error("chat %d gets no answer: %s", event.chat_id, error)
 
-    def _send(self, key: str, chat_id: int, text: str, parse_mode: str = "Markdown", title: str = "",
-              buttons: list = (), picture=None, picture_name: str = "", dispatch: str | None = None,
-              script: str = "") -> None:
+    def tell(self, key: str, chat_id: int, text: str, parse_mode: str = "Markdown", title: str = "",
+             buttons: list = (), picture=None, picture_name: str = "", dispatch: str | None = None,
+             script: str = "") -> None:
+        """Write in a chat, once a day for the same key, however often it is asked for. Raises OutboxError.
+
+        `picture` is a binary file; `dispatch` is the user whose desktop is to show the message too.
+        """
         message = {"title": title, "text": text, "parse_mode": parse_mode, "buttons": list(buttons)}
         fields = {"chat_id": chat_id, "reply": True, "user": dispatch, "script": script, "message": message}
         entry_id = self._outbox.identify(key)
@@ -368,12 +367,6 @@ def _image_file(descriptor: int | None):
             return
         file.seek(0)  # the offset is shared with whoever sent the descriptor
         yield file
-
-
-def _checked(answer: dict) -> dict:
-    if answer.get("ok") is not True:
-        raise ScriptsError(str(answer.get("error") or "the answer is not understood").rstrip("."))
-    return answer
 
 
 def _person(chat: dict) -> str:

@@ -26,6 +26,7 @@ from gateway import Gateway
 from jsonstore import StoreError
 from links import Link, Links
 from outbox import Outbox, OutboxError
+from overdue import Overdue
 from polling import Poller
 from sendapi import Context, SendHandler
 from telegram_api import TelegramAPI
@@ -115,6 +116,7 @@ class Service:
         self._chat = Chat(settings, self._links, self._outbox, self._delivery, self._api)
         self._poller = Poller(self._api, settings.data_dir, self._chat)
         self._welcomer = Welcomer(self._links, self._chat)
+        self._overdue = Overdue(self._links, settings.scripts_dir, self._chat.tell)
         context = Context(self._outbox, self._delivery, self._links, self.health)
         self._server = unixhttp.Server(listener, SendHandler, context)
         self._server_thread = threading.Thread(target=self._server.serve_forever, name="api", daemon=True)
@@ -126,6 +128,7 @@ class Service:
 
     def watch(self, stop: threading.Event) -> None:
         """Until `stop`: notice new links, say how things are, keep the watchdog quiet while all goes on."""
+        self._overdue.start(stop)
         watchdog = service.watchdog_seconds()
         fed = expired = reported = 0.0
         status = ""

@@ -32,6 +32,22 @@ def ask(directory: Path, user: str, request: dict, seconds: float):
             os.close(descriptor)
 
 
+def list_scripts(directory: Path, user: str) -> list[dict]:
+    """The scripts of `user`, as `notify-scripts list` has them. Raises ScriptsError."""
+    with ask(directory, user, {"do": "list"}, LIST_SECONDS) as (answer, _):
+        scripts = checked(answer).get("scripts")
+    if not isinstance(scripts, list):
+        raise ScriptsError("the answer is not a list")
+    return [script for script in scripts if isinstance(script, dict) and isinstance(script.get("name"), str)]
+
+
+def checked(answer: dict) -> dict:
+    """The answer, if it is one to a request that was carried out. Raises ScriptsError with what it says if not."""
+    if answer.get("ok") is not True:
+        raise ScriptsError(str(answer.get("error") or "the answer is not understood").rstrip("."))
+    return answer
+
+
 def _exchange(path: Path, request: dict, seconds: float, descriptors: list[int]) -> dict:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:

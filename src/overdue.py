@@ -1,0 +1,79 @@
+"""Scripts that have not run when their schedule says they should have: their owner is told in the chat.
+
+The runner tells of scripts that fail; this is for the case in which the runner itself does not come. Whether a
+script is due is known to its owner's systemd alone, so notify-scripts is asked, as for /status.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+
+import scripts_socket
+from jsonstore import StoreError
+from markdown import escape
+from outbox import OutboxError
+from scripts_socket import ScriptsError
+
+log = logging.getLogger("overdue")
+
+LOOK_SECONDS = 900
+GRACE_SECONDS = 900
+SHOWN_SCRIPTS = 10
+
+
+class Overdue:
+    """Looks every LOOK_SECONDS, from `start` until `stop` is set. `tell(key, chat_id, text)` sends a message, once a
+    day for the same key."""
+
+    def __init__(self, links, scripts_dir, tell):
+        self._links, self._scripts_dir, self._tell = links, scripts_dir, tell
+
+    def start(self, stop: threading.Event) -> None:
+        threading.Thread(target=self._run, args=(stop,), name="overdue", daemon=True).start()
+
+    def _run(self, stop: threading.Event) -> None:
+        while not stop.wait(LOOK_SECONDS):
+            try:
+                self.look(time.time())
+            except (StoreError, OutboxError) as error:
+                log.error("overdue scripts are not looked for: %s", error)
+
+    def look(self, now: float) -> None:
+        """Ask for the scripts of everyone who has a socket for them, and tell of those that are overdue."""
+        for link in list(self._links.all().values()):
+            if link.blocked or not (self._scripts_dir / f"{link.user}.sock").exists():
+                continue
+            try:
+                scripts = scripts_socket.list_scripts(self._scripts_dir, link.user)
+            except ScriptsError as error:
+                log.warning("the scripts of %s cannot be listed: %s", link.user, error)
+                continue
+            overdue = [script for script in scripts if is_overdue(script, now)]
+            if overdue:
+                self._report(link, overdue)
+
+    def _report(self, link, overdue: list[dict]) -> None:
+        names = [script["name"] for script in overdue]
+        log.warning("overdue scripts of %s: %s", link.user, ", ".join(names))
+        state = "".join(f"{script['name']}\0{script.get('last_run')}\0" for script in overdue)
+        digest = hashlib.sha256(state.encode("utf-8", "surrogatepass")).hexdigest()
+        listed = "\n".join(f"• {escape(name)}" for name in names[:SHOWN_SCRIPTS])
+        more = f"\n… and {len(names) - SHOWN_SCRIPTS} more" if len(names) > SHOWN_SCRIPTS else ""
+        self._tell(f"overdue:{link.user}:{digest}", link.chat_id,
+                   f"⚠️ Not run when they should have been:\n{listed}{more}\n\n"
+                   "See `systemctl --user list-timers` and `journalctl --user -u notify-runner`.")
+
+
+def is_overdue(script: dict, now: float) -> bool:
+    """Whether an entry of the list has neither run lately nor is about to."""
+    if script.get("refused"):
+        return False
+    return not _is_later(script.get("next_run"), now - GRACE_SECONDS) and not _is_later(
+        script.get("last_run"), now - GRACE_SECONDS)
+
+
+def _is_later(seconds, limit: float) -> bool:
+    return type(seconds) in (int, float) and seconds > limit
