@@ -1,0 +1,88 @@
+"""What all tests share: nothing may be left behind, and the machine, which takes root."""
+
+import ctypes
+import gc
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from host import Host
+from machine import children_of
+
+PR_SET_CHILD_SUBREAPER = 36
+LEFT_OUT = pytest.StashKey()
+
+
+def pytest_configure(config):
+    config.stash[LEFT_OUT] = []
+    # A process that a test's child leaves behind becomes ours, and is seen, instead of init's.
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    # Ended by a signal, the tests still take down what they started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(config, items):
+    if os.geteuid() == 0:
+        return
+    left_out = [item for item in items if {"bare_machine", "host"} & set(item.fixturenames)]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
+    config.stash[LEFT_OUT] = left_out
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    left_out = config.stash[LEFT_OUT]
+    if left_out:
+        terminalreporter.section("NOT RUN: these need root, to boot a Debian machine", yellow=True)
+        for item in left_out:
+            terminalreporter.line(item.nodeid)
+        terminalreporter.line(f"{len(left_out)} tests were not run")
+
+
+def descriptors():
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.add((int(name), os.readlink(f"/proc/self/fd/{name}")))
+        except FileNotFoundError:  # the one that listed them
+            continue
+    return found
+
+
+def processes():
+    return set(children_of(os.getpid()))
+
+
+def what_runs():
+    return {"threads": set(threading.enumerate()), "processes": processes(), "descriptors": descriptors()}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind():
+    """A test fails when a thread, process or descriptor is left that was not there before it."""
+    before = what_runs()
+    yield
+    deadline = time.monotonic() + 5
+    while left := {kind: now - before[kind] for kind, now in what_runs().items() if now - before[kind]}:
+        gc.collect()
+        if time.monotonic() > deadline:
+            pytest.fail(f"left behind: {left}")
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def host():
+    """A booted Debian with the project installed, a sandbox in Telegram's place, and analysts alice and bob."""
+    with Host() as host:
+        host.install()
+        yield host
+
+
+@pytest.fixture(scope="module")
+def bare_machine():
+    """A booted Debian of a module's own with nothing but a copy of the checkout in it."""
+    with Host() as machine:
+        yield machine
