@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections import deque
 
+from markdown import link_entity
 from sandbox_state import ApiError, Chat, bad_request
 
 MAX_TEXT = 4096
@@ -166,7 +167,10 @@ def check_keyboard(markup) -> dict | None:
 def _check_button(button) -> None:
     if not isinstance(button, dict) or not isinstance(button.get("text"), str):
         raise bad_request("can't parse inline keyboard button: Can't find field \"text\"")
-    if isinstance(button.get("url"), str):
+    url = button.get("url")
+    if isinstance(url, str):
+        if not link_entity(url):
+            raise bad_request(f"inline keyboard button URL '{url}' is invalid")
         return
     data = button.get("callback_data")
     if not isinstance(data, str):

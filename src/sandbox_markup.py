@@ -60,16 +60,16 @@ def _from_utf16(text: str, entities: list) -> list[dict]:
         position += 2 if char > "\uffff" else 1
     found = []
     for entity in entities:
-        kind, offset, length = _checked_entity(entity)
+        kept, offset, length = _checked_entity(entity)
         start = bisect_left(starts, offset)
         end = bisect_left(starts, offset + length)
         if start < end:
-            extra = {name: entity[name] for name in ("url", "language", "user", "custom_emoji_id") if name in entity}
-            found.append({"type": kind, "offset": start, "length": end - start, **extra})
+            found.append({**kept, "offset": start, "length": end - start})
     return found
 
 
-def _checked_entity(entity) -> tuple[str, int, int]:
+def _checked_entity(entity) -> tuple[dict, int, int]:
+    """The entity without its place, and its offset and length."""
     if not isinstance(entity, dict):
         raise bad_request("can't parse MessageEntity: expected an Object")
     kind, offset, length = entity.get("type"), entity.get("offset"), entity.get("length")
@@ -77,9 +77,19 @@ def _checked_entity(entity) -> tuple[str, int, int]:
         raise bad_request("can't parse MessageEntity: Can't find field \"offset\" or \"length\"")
     if kind not in _TYPES:
         raise bad_request("can't parse MessageEntity: Unsupported type specified")
-    if kind == "text_link" and not isinstance(entity.get("url"), str):
+    kept = {name: entity[name] for name in ("type", "language", "user", "custom_emoji_id") if name in entity}
+    if kind == "text_link":
+        kept = _checked_link(entity.get("url"))
+    return kept, max(offset, 0), length
+
+
+def _checked_link(url) -> dict:
+    if not isinstance(url, str):
         raise bad_request("can't parse MessageEntity: Can't find field \"url\"")
-    return kind, max(offset, 0), length
+    link = markdown.link_entity(url)
+    if not link:
+        raise bad_request(f"entity URL '{url}' is invalid")
+    return link
 
 
 def _trimmed(text: str, entities: list[dict]) -> tuple[str, list[dict]]:

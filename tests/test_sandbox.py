@@ -350,6 +350,13 @@ def test_broken_entities(bot, entities):
     assert code == 400 and "MessageEntity" in description
 
 
+def test_urls_of_entities_are_checked(bot):
+    link = {"type": "text_link", "offset": 0, "length": 1}
+    assert bot.send("x", entities=[{**link, "url": "E.com"}])["entities"] == [{**link, "url": "http://e.com/"}]
+    assert bot.refused("sendMessage", chat_id=PERSON, text="x", entities=[{**link, "url": "javascript:alert(1)"}]) == (
+        400, "Bad Request: entity URL 'javascript:alert(1)' is invalid")
+
+
 def types(message: dict) -> list:
     return [(entity["type"], entity["offset"], entity["length"]) for entity in message.get("entities", [])]
 
@@ -395,6 +402,7 @@ def test_broken_markdown_v2(bot, text, reason):
     ({"text": "A", "callback_data": "x" * 65}, "BUTTON_DATA_INVALID"),
     ({"text": "A", "callback_data": "é" * 33}, "BUTTON_DATA_INVALID"),
     ({"text": "A", "callback_data": ""}, "BUTTON_DATA_INVALID"),
+    ({"text": "A", "url": "javascript:alert(1)"}, "inline keyboard button URL 'javascript:alert(1)' is invalid"),
     ({"text": "A"}, "can't parse inline keyboard button: Text buttons are unallowed in the inline keyboard"),
     ({"callback_data": "a"}, "can't parse inline keyboard button: Can't find field \"text\"")])
 def test_broken_button(bot, button, reason):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 
 import pytest
 
@@ -63,3 +64,13 @@ def test_random_texts_are_read_as_tdlib_reads_them(mode):
         assert ours(text, mode) == expected, f"seed {seed}, text {text!r}"
         understood += not isinstance(expected, str)
     assert TEXTS // 20 < understood < TEXTS * 9 // 10
+
+
+@pytest.mark.parametrize("mode, text", [
+    ("markdownv2", "[x](" + r"\a" * 10_000), ("markdownv2", "*_" * 8_000), ("markdownv2", "[" * 30_000),
+    ("markdownv2", ">" + "[*" * 8_000), ("html", "<b " + 'a="' * 10_000), ("html", "<a " + "x" * 30_000),
+    ("html", "<b>" * 10_000), ("html", "&" * 30_000)])
+def test_hostile_text_is_read_at_once(mode, text):
+    started = time.process_time()
+    assert ours(text, mode)
+    assert time.process_time() - started < 2
