@@ -263,7 +263,7 @@ class Chat:
             with scripts_socket.ask(self._settings.scripts_dir, link.user, request, scripts_socket.RUN_SECONDS) as (
                     answer, image):
                 if answer.get("ok") is not True and answer.get("stderr"):
-                    self._reply(event, f"{name} failed: {answer.get('error')}\n\n{answer['stderr']}", parse_mode="")
+                    self._reply(event, f"{answer.get('error')}\n\n{answer['stderr']}", parse_mode="")
                     return
                 found = parse_output(str(checked(answer).get("output", "")).encode())
                 if not found.notify:
@@ -275,7 +275,9 @@ class Chat:
                     self._reply(event, text, title=found.title, picture=file, dispatch=link.user, script=name,
                                 picture_name=os.path.basename(found.image_path or "image"))
         except ScriptsError as error:
-            self._reply(event, f"{shown} could not be run: {escape(str(error))}.")
+            # What notify-scripts says of a script names it; what is said of the way there does not.
+            reason = str(error) if name in str(error) else f"{name} could not be run: {error}"
+            self._reply(event, f"{reason}.", parse_mode="")
         except ContractError as error:
             self._reply(event, f"{shown} ran, and what it printed breaks the contract: {escape(str(error))}.")
 

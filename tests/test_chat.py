@@ -231,8 +231,9 @@ def test_status_shows_the_scripts_and_run_brings_what_they_find(bot, telegram, l
     (line(ok=True, output="[1]"), "breaks the contract"),
     (line(ok=True, output='{"notify": true}'), "breaks the contract: message"),
     (line(ok=False, error="exit status 3", stderr="Traceback: *no*\n_x"),
-     "failed: exit status 3\n\nTraceback: *no*\n_x"),
-    (line(ok=False, error="it is gone"), "it is gone"),
+     "exit status 3\n\nTraceback: *no*\n_x"),
+    (line(ok=False, error="it is gone"), "a.py could not be run: it is gone."),
+    (line(ok=False, error="no script a.py"), "no script a.py."),
     ((b"no json\n",), "no answer"), ((b"[]\n",), "not understood"), ((b"",), "no answer"),
     ((b"[" * 100_000 + b"\n",), "no answer")])
 def test_every_answer_of_a_run_is_told(bot, telegram, linked, scripts, answer, said):

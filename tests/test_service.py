@@ -1,0 +1,114 @@
+"""What systemd is told: readiness, the status line, and the watchdog, which is fed only while all goes on."""
+
+import socket
+import subprocess
+import time
+
+import pytest
+
+from live import ME, PYTHON, SRC, Bot, Process, Telegram, until
+
+STUCK = {
+    "polling": "import polling; polling.STUCK_SECONDS = 1",
+    "delivery": "import delivery; delivery.STUCK_SECONDS = 1",
+    "the API": "import unixhttp; unixhttp.Server.service_actions = lambda self: None; notify_bot.API_STUCK_SECONDS = 1",
+}
+
+
+class Manager:
+    """systemd's end of NOTIFY_SOCKET."""
+
+    def __init__(self, folder):
+        self.path = str(folder / "manager.sock")
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(self.path)
+        self._socket.settimeout(0.05)
+        self.said = []
+
+    def close(self):
+        self._socket.close()
+
+    def heard(self, prefix):
+        try:
+            while True:
+                self.said.append(self._socket.recv(4096).decode())
+        except TimeoutError:
+            return [line for line in self.said if line.startswith(prefix)]
+
+
+@pytest.fixture
+def telegram(tmp_path):
+    telegram = Telegram(tmp_path)
+    yield telegram
+    telegram.stop()
+
+
+@pytest.fixture
+def manager(tmp_path):
+    manager = Manager(tmp_path)
+    yield manager
+    manager.close()
+
+
+def test_the_manager_is_told_how_things_are(tmp_path, telegram, manager):
+    bot = Bot(tmp_path, telegram.url, NOTIFY_SOCKET=manager.path, WATCHDOG_USEC="2000000")
+    bot.users(alice=1)
+    bot.start()
+    try:
+        until(lambda: manager.heard("READY=1"))
+        until(lambda: len(manager.heard("WATCHDOG=1")) >= 3)
+        until(lambda: any(line.startswith("STATUS=1 linked, 0 queued, polled ") for line in manager.heard("STATUS=")))
+    finally:
+        assert bot.stop() == 0
+    assert manager.heard("STOPPING=1")
+
+
+@pytest.mark.parametrize("part", STUCK)
+def test_a_part_that_makes_no_progress_starves_the_watchdog(tmp_path, telegram, manager, part):
+    bot = Bot(tmp_path, telegram.url)
+    bot.users(**{ME: 1})
+    telegram.person(1)
+    telegram.types(1, "hi")
+    # The first polls pass, so that what starves the watchdog is the one part under test.
+    code = f"import sys; sys.path.insert(0, {str(SRC)!r}); import notify_bot; {STUCK[part]}; notify_bot.main([])"
+    environment = bot.environment | {"NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": "2000000"}
+    with open(tmp_path / "log", "wb") as log:
+        process = subprocess.Popen([PYTHON, "-c", code], env=environment, stdout=log, stderr=log)
+    try:
+        until(lambda: manager.heard("READY=1"))
+        until(bot.socket_path.exists)
+        if part == "delivery":
+            until(lambda: len(telegram.messages(1)) == 1)
+            telegram.control("faults", action="delay", method="sendMessage", seconds=8)
+            assert bot.send("slow", wait=0).status_code == 202
+        until(lambda: f"{part} makes no progress" in (tmp_path / "log").read_text())
+        fed = len(manager.heard("WATCHDOG=1"))
+        deadline = time.monotonic() + 3
+        while time.monotonic() < deadline:
+            assert len(manager.heard("WATCHDOG=1")) == fed
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(("environment", "status", "said"), [
+    ({"TELEGRAM_BOT_TOKEN": "nonsense"}, 78, "not of the form"),
+    ({"TELEGRAM_API_URL": "ftp://x"}, 78, "TELEGRAM_API_URL"),
+    ({"NOTIFY_DATA_DIR": "/nonexistent/data"}, 73, "/nonexistent/data"),
+    ({"NOTIFY_BOT_SOCKET": "/nonexistent/x.sock"}, 69, "cannot listen"),
+])
+def test_a_wrong_setting_is_said_and_has_its_exit_status(tmp_path, environment, status, said):
+    bot = Bot(tmp_path, "http://127.0.0.1:9")
+    process = Process("notify_bot.py", folder=tmp_path, **bot.environment | environment)
+    assert process.process.wait(10) == status
+    process.stop()
+    assert said in process.log and "Traceback" not in process.log
+
+
+def test_help_and_version():
+    for program in ("notify_bot.py", "notify_runner.py", "notify_scripts.py", "notify_sandbox.py"):
+        for option in ("--help", "--version"):
+            done = subprocess.run([PYTHON, "-EsS", SRC / program, option], capture_output=True, text=True, timeout=20)
+            assert done.returncode == 0 and done.stdout and not done.stderr, (program, option)
+        wrong = subprocess.run([PYTHON, "-EsS", SRC / program, "--nonsense"], capture_output=True, text=True, timeout=20)
+        assert wrong.returncode == 64 and program[:6] in wrong.stderr, program
