@@ -43,7 +43,8 @@ MAX_NAME_BYTES = 200  # leaves room in NAME_MAX for the names of the state files
 MAX_REQUEST = 64 << 10
 REQUEST_SECONDS = 5
 ANSWER_SECONDS = 10
-MAX_CLIENTS = 8
+MAX_REQUESTS = 8  # served at a time
+MAX_CLIENTS = 64  # connected
 SYSTEMCTL_SECONDS = 5
 _CHUNK = 64 << 10
 _KILL_SECONDS = 5
@@ -442,7 +443,7 @@ def _duration(seconds: int) -> str:
 
 
 class Server:
-    """Answers on the listening socket: one line of JSON each way, a thread a client, at most MAX_CLIENTS.
+    """Answers on the listening socket: one line of JSON each way, a thread a client, both bounded.
 
     Requests: `{"do": "list"}`, `{"do": "run", "name": …}`, `{"do": "sync-status"}`. Answers:
     `{"ok": true, …}` or `{"ok": false, "error": a sentence, "stderr": a tail}`. The answer to a run has its
@@ -455,6 +456,7 @@ class Server:
         self._peers = {account.uid, *_uid_of(bot_user)}
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self._clients: set[threading.Thread] = set()
+        self._turns = threading.BoundedSemaphore(MAX_REQUESTS)
         self._served = time.monotonic()
 
     def stop(self) -> None:
@@ -483,6 +485,9 @@ class Server:
             _say(4, f"a connection was lost: {error.strerror}")
             return
         self._served = time.monotonic()
+        if len(self._clients) >= MAX_CLIENTS:
+            connection.close()
+            return
         thread = threading.Thread(target=self._client, args=(connection,), daemon=True)
         self._clients.add(thread)
         thread.start()
@@ -506,12 +511,18 @@ class Server:
 
     def _answer(self, connection: socket.socket, descriptors: list[int]) -> dict:
         uid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
+        request = _receive_line(connection)  # first, as an answer may be lost on one who is still sending
         if uid not in self._peers:
             _say(4, f"refused uid {uid} on the socket")
             raise ScriptsError("only the bot and the owner are answered here", os.EX_NOPERM)
-        if len(self._clients) > MAX_CLIENTS:
-            raise ScriptsError(f"{MAX_CLIENTS} requests are being served; try again later", os.EX_TEMPFAIL)
-        request = _receive_line(connection)
+        if not self._turns.acquire(blocking=False):
+            raise ScriptsError(f"{MAX_REQUESTS} requests are being served; try again later", os.EX_TEMPFAIL)
+        try:
+            return self._serve(request, descriptors)
+        finally:
+            self._turns.release()
+
+    def _serve(self, request: dict, descriptors: list[int]) -> dict:
         match request.get("do"):
             case "list":
                 return {"ok": True, "scripts": listing(self._account)}

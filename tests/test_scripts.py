@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 import time
+from contextlib import ExitStack
 
 import pytest
 
@@ -452,17 +453,20 @@ def test_clients_do_not_wait_for_one_another(analyst, service):
         assert "no request came" in json.loads(mute.recv(65536))["error"]
 
 
-def test_a_crowd_is_refused_and_the_service_goes_on(service):
-    crowd = [socket.socket(socket.AF_UNIX) for _ in range(8)]
-    try:
-        for client in crowd:
+def test_a_crowd_is_refused_and_the_service_goes_on(analyst, service):
+    analyst.script("slow", "import os, time\nwhile not os.path.exists('go'): time.sleep(0.05)\nprint('{}')")
+    with ExitStack() as stack:
+        crowd = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(40)]
+        for number, client in enumerate(crowd):
             client.connect(str(service.path))
+            client.settimeout(30)
+            if number < 8:
+                client.sendall(b'{"do": "run", "name": "slow.py"}\n')
+        until(lambda: len(processes("slow.py")) == 8)
         assert "try again later" in service.ask({"do": "list"})[0]["error"]
-        crowd.pop().close()
-        until(lambda: service.ask({"do": "list"})[0]["ok"])
-    finally:
-        for client in crowd:
-            client.close()
+        analyst.file("go", b"")
+        assert [json.loads(client.recv(65536))["ok"] for client in crowd[:8]] == [True] * 8
+        assert service.ask({"do": "list"})[0]["ok"]
 
 
 def test_sigterm_ends_the_service_and_what_it_runs(analyst, service):
