@@ -64,7 +64,7 @@ class State:
         self.queries = {}
         self.texts = Counter()
         self.closed = False
-        self._advanced = 0.0
+        self.advanced = 0.0
         self._changes = []
         self._last_message_id = 0
         self._last_update_id = 100_000_000
@@ -81,11 +81,11 @@ class State:
 
     def elapsed(self) -> float:
         """Seconds of a clock that only goes forward."""
-        return time.monotonic() + self._advanced
+        return time.monotonic() + self.advanced
 
     def advance(self, seconds: float) -> None:
         with self.lock:
-            self._advanced += seconds
+            self.advanced += seconds
 
     def close(self) -> None:
         """End every wait."""

@@ -91,8 +91,16 @@ def bot():
 
 @pytest.fixture
 def paced():
+    """With Telegram's pace, on a clock that stands still until a test puts it forward."""
     with client_of(Sandbox(TOKEN, limits=True)) as client:
+        stop_clock(client)
         yield client
+
+
+def stop_clock(client: Client) -> None:
+    state = client.sandbox.state
+    now, already = state.elapsed(), state.advanced
+    state.elapsed = lambda: now + state.advanced - already
 
 
 def in_thread(function, *arguments, **parameters):
@@ -219,6 +227,7 @@ def test_limit(bot):
 
 
 def test_same_offset_within_half_a_second_yields_one_update(bot):
+    stop_clock(bot)
     for text in ("one", "two"):
         bot.say(text)
     assert len(bot.call("getUpdates", offset=7)) > 1
@@ -651,13 +660,13 @@ def test_thirty_a_second_over_all_chats(paced):
     for chat_id in range(1, 21):
         paced.say("/start", chat_id)
     sent = refused = 0
-    started = time.monotonic()
     while not refused:
         for chat_id in range(1, 21):
             ok = paced.post("sendMessage", json={"chat_id": chat_id, "text": "x"}).json()["ok"]
             sent, refused = sent + ok, refused + (not ok)
-    assert time.monotonic() - started < 1, "too slow a machine to reach the limit"
     assert sent == 30
+    paced.control("clock", advance=1)
+    paced.send(chat_id=20)
 
 
 def test_twenty_a_minute_in_a_group(paced):
@@ -873,15 +882,15 @@ def test_port_in_use(process, tmp_path):
     assert "cannot listen" in (tmp_path / "err").read_text()
 
 
-def test_it_is_faster_than_what_is_measured_with_it(bot):
-    """A slow sandbox would be what the bot's figures show; 2,000 a second is usual, 500 must do anywhere."""
+def test_it_costs_little_to_measure_with(bot):
+    """A slow sandbox would be what the bot's figures show: thousands a second is usual, both sides in this process."""
     body = json.dumps({"chat_id": PERSON, "text": "hello *b*", "parse_mode": "Markdown"})
     connection = http.client.HTTPConnection("127.0.0.1", int(bot.url.rpartition(":")[2]), timeout=20)
-    started = time.monotonic()
+    started = time.process_time()
     for _ in range(1000):
         connection.request("POST", f"/bot{TOKEN}/sendMessage", body, {"Content-Type": "application/json"})
         assert connection.getresponse().read().startswith(b'{"ok":true')
-    elapsed = time.monotonic() - started
+    used = time.process_time() - started
     connection.close()
-    print(f"{1000 / elapsed:.0f} messages/s")
-    assert elapsed < 2
+    print(f"{used:.2f} ms of CPU a message")
+    assert used < 1.5
