@@ -176,8 +176,8 @@ class Outbox:
             day.mkdir(mode=0o700, exist_ok=True)
             sync_directory(self._sent)
         self._move(entry["id"], day)
-        with suppress(FileNotFoundError):
-            self._photo_path(entry["id"]).unlink()
+        if entry["message"].get("photo"):
+            self._photo_path(entry["id"]).unlink(missing_ok=True)
 
     def failed(self, entry: dict, code: int, reason: str) -> None:
         """Move an entry to what was refused for good. Raises OSError; calling it again is harmless."""
@@ -207,7 +207,7 @@ class Outbox:
     def _move(self, entry_id: str, directory: Path) -> None:
         with suppress(FileNotFoundError):
             os.rename(self._path(entry_id), directory / f"{entry_id}.json")
-        sync_directory(directory)
+        # A journaling file system has both ends of a rename in one transaction, so one of them is enough.
         sync_directory(self._queue)
 
     def _path(self, entry_id: str) -> Path:
