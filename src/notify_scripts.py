@@ -14,6 +14,7 @@ the project and nothing from the environment. It gains no privilege and needs no
 
 from __future__ import annotations
 
+import calendar
 import errno
 import fcntl
 import grp
@@ -58,6 +59,11 @@ Script = namedtuple("Script", "name stem path refused")
 Script.__doc__ = """An entry of the folder; `refused` is None, or why it is not run."""
 Run = namedtuple("Run", "stdout stderr error seconds")
 Run.__doc__ = """What a run gave: stdout as bytes, the end of stderr as text, `error` None or a predicate."""
+
+
+Timer = namedtuple("Timer", "next_run schedule last_trigger")
+Timer.__doc__ = """A timer of the user manager: unix seconds or None; the schedule as its unit has it."""
+NO_TIMER = Timer(None, None, None)
 
 
 class ScriptsError(Exception):
@@ -356,18 +362,25 @@ def listing(account: Account) -> list[dict]:
     """What `list` prints: an object a script, times in unix seconds, null for what is not known."""
     scripts = list_scripts(account)
     units = {script.stem: own_timer(account, script.stem) or _SHARED_TIMER for script in scripts}
-    timers = _timers(account, sorted(set(units.values()))) if scripts else {}
-    return [_listed(account, script, timers.get(units[script.stem], (None, None))) for script in scripts]
+    known = timers(account, sorted(set(units.values()))) if scripts else {}
+    return [_listed(account, script, known.get(units[script.stem], NO_TIMER)) for script in scripts]
 
 
-def _listed(account: Account, script: Script, timer: tuple) -> dict:
-    run = {} if script.refused else _read_json(account.state / f"{script.stem}.run")
+def _listed(account: Account, script: Script, timer: Timer) -> dict:
+    if script.refused:
+        timer = NO_TIMER
     state = {} if script.refused else _read_json(account.state / f"{script.stem}.json")
-    next_run, schedule = (None, None) if script.refused else timer
+    last_run, error = (None, None) if script.refused else last_run_of(account, script.stem)
+    return {"name": script.name, "stem": script.stem, "last_run": last_run,
+            "last_sent": unix_time(state.get("last_sent")), "next_run": timer.next_run,
+            "schedule": timer.schedule, "last_error": error, "refused": script.refused}
+
+
+def last_run_of(account: Account, stem: str) -> tuple[int | None, str | None]:
+    """When the script last ran, in unix seconds, and what went wrong then."""
+    run = _read_json(account.state / f"{stem}.run")
     error = run.get("error")
-    return {"name": script.name, "stem": script.stem, "last_run": unix_time(run.get("last_run")),
-            "last_sent": unix_time(state.get("last_sent")), "next_run": next_run, "schedule": schedule,
-            "last_error": error if isinstance(error, str) else None, "refused": script.refused}
+    return unix_time(run.get("last_run")), error if isinstance(error, str) else None
 
 
 def _read_json(path: Path) -> dict:
@@ -383,38 +396,49 @@ def unix_time(value) -> int | None:
     return int(value) if type(value) in (int, float) and abs(value) < 1 << 53 else None
 
 
-def _timers(account: Account, units: list[str]) -> dict:
-    """`{unit: (next run in unix seconds, schedule)}`, empty where the account has no user manager."""
+def timers(account: Account, units: list[str]) -> dict[str, Timer]:
+    """What the user manager knows of timers, by unit; nothing where the account has no user manager."""
     runtime = f"/run/user/{account.uid}"
     if not os.path.exists(f"{runtime}/systemd/private"):
         return {}
-    command = ["/usr/bin/systemctl", "--user", "--timestamp=unix", "show", "--property=Id,TimersCalendar,"
-               "TimersMonotonic,NextElapseUSecRealtime,NextElapseUSecMonotonic", "--", *units]
+    command = ["/usr/bin/systemctl", "--user", "show", "--property=Id,TimersCalendar,TimersMonotonic,"
+               "NextElapseUSecRealtime,NextElapseUSecMonotonic,LastTriggerUSec", "--", *units]
     try:
         shown = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            timeout=SYSTEMCTL_SECONDS, env={"XDG_RUNTIME_DIR": runtime, "LC_ALL": "C.UTF-8"}).stdout
+            timeout=SYSTEMCTL_SECONDS, env={"XDG_RUNTIME_DIR": runtime, "LC_ALL": "C.UTF-8", "TZ": "UTC"}).stdout
     except (OSError, subprocess.TimeoutExpired):
         return {}
-    timers = {}
-    for block in shown.decode("utf-8", "replace").split("\n\n"):
+    return _parse_timers(shown.decode("utf-8", "replace"))
+
+
+def _parse_timers(shown: str) -> dict[str, Timer]:
+    found = {}
+    for block in shown.split("\n\n"):
         lines = [line.partition("=") for line in block.splitlines()]
         values = {name: value for name, _, value in lines}
-        schedule = [value.strip("{ }").split(" ; ")[0] for name, _, value in lines
+        schedule = [value.strip("{ }").split(" ; ")[0].replace("USec=", "Sec=") for name, _, value in lines
                     if name in ("TimersCalendar", "TimersMonotonic")]
         if schedule:
-            timers[values.get("Id")] = _next_elapse(values), "; ".join(schedule)
-    return timers
+            found[values.get("Id")] = Timer(_next_elapse(values), "; ".join(schedule),
+                                            _timestamp(values.get("LastTriggerUSec", "")))
+    return found
 
 
 def _next_elapse(values: dict) -> int | None:
-    times = []
-    if re.fullmatch(r"@\d+(\.\d+)?", values.get("NextElapseUSecRealtime", "")):
-        times.append(float(values["NextElapseUSecRealtime"][1:]))
+    times = [_timestamp(values.get("NextElapseUSecRealtime", ""))]
     monotonic = _timespan(values.get("NextElapseUSecMonotonic", ""))
     if monotonic:
-        times.append(time.time() + monotonic - time.clock_gettime(time.CLOCK_MONOTONIC))
-    return int(min(times)) if times else None
+        times.append(int(time.time() + monotonic - time.clock_gettime(time.CLOCK_MONOTONIC)))
+    return min((elapse for elapse in times if elapse is not None), default=None)
+
+
+def _timestamp(text: str) -> int | None:
+    """Unix seconds of a time as systemctl prints it with TZ=UTC (systemd.time(7))."""
+    try:
+        return calendar.timegm(time.strptime(text, "%a %Y-%m-%d %H:%M:%S UTC"))
+    except ValueError:
+        return None
 
 
 def _timespan(text: str) -> float:

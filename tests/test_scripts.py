@@ -308,17 +308,37 @@ print([n.own_timer(account, stem) for stem in ("sales", "daily-sales", "ünï", 
         r"notify-runner@\xc3\xbcn\xc3\xaf.timer", None])
 
 
-def test_timers_are_read_from_systemctl(analyst):
-    source = """
-import json, time, notify_scripts as n
-print(json.dumps([n._timespan("1h 2min 3.5s"), n._timespan("0"), n._timespan("1d 250ms"),
-    n._next_elapse({"NextElapseUSecRealtime": "@1800000000", "NextElapseUSecMonotonic": "0"}),
-    n._next_elapse({"NextElapseUSecRealtime": "", "NextElapseUSecMonotonic": ""}),
-    n._next_elapse({"NextElapseUSecMonotonic": "400d"}) - int(time.time()) + int(time.monotonic())]))
+SHOWN = """\
+TimersCalendar={ OnCalendar=*-*-* *:00/5:00 ; next_elapse=Sun 2026-11-22 19:55:00 UTC }
+NextElapseUSecRealtime=Sun 2026-11-22 19:55:19 UTC
+NextElapseUSecMonotonic=0
+LastTriggerUSec=Sun 2026-11-22 19:50:10 UTC
+Id=notify-runner.timer
+
+TimersMonotonic={ OnUnitActiveUSec=1h 30min ; next_elapse=0 }
+TimersMonotonic={ OnActiveUSec=400d ; next_elapse=400d 16.114855s }
+NextElapseUSecRealtime=
+NextElapseUSecMonotonic=400d 20.860650s
+LastTriggerUSec=
+Id=notify-runner@mono.timer
+
+Id=notify-runner@nothing.timer
 """
-    spans = json.loads(analyst.python(source))
-    assert spans[:5] == [3723.5, 0, 86400.25, 1800000000, None]
-    assert abs(spans[5] - 400 * 86400) <= 2
+
+
+def test_timers_are_read_as_systemctl_shows_them(analyst):
+    source = f"""
+import json, time, notify_scripts as n
+found = n._parse_timers({SHOWN!r})
+print(json.dumps(found))
+print(int(time.time() - time.clock_gettime(time.CLOCK_MONOTONIC)))
+"""
+    found, boot = map(json.loads, analyst.python(source).splitlines())
+    assert found.pop("notify-runner.timer") == [1795377319, "OnCalendar=*-*-* *:00/5:00", 1795377010]
+    next_run, schedule, last_trigger = found.pop("notify-runner@mono.timer")
+    assert abs(next_run - boot - 400 * 86400 - 20) <= 2
+    assert (schedule, last_trigger) == ("OnUnitActiveSec=1h 30min; OnActiveSec=400d", None)
+    assert found == {}
 
 
 def test_help_version_and_usage(analyst):
