@@ -202,12 +202,12 @@ class Sandbox:
 class Demo:
     """One run of it, in `folder`, which holds a copy of the project in `lib` and a home."""
 
-    def __init__(self, folder: Path, signals: Signals, screen: Screen):
+    def __init__(self, folder: Path, signals: Signals, screen: Screen, copy_command: str):
         self.folder, self.home = folder, folder / "home"
         self.scripts = self.home / "user" / "notifications"
         self.user = _account_name()
         self.processes = Processes(folder, signals)
-        self._screen = screen
+        self._screen, self._copy_command = screen, copy_command
         self._python = _python()
         self._bot_socket, self._on_demand = folder / "bot.sock", folder / "on-demand"
         self._analyst = {"NOTIFY_HOME": str(self.home), "NOTIFY_ANALYST_GROUP": "",
@@ -218,6 +218,9 @@ class Demo:
     def start(self) -> None:
         for path in (self.folder / "data", self._on_demand, self.scripts):
             path.mkdir(parents=True)
+        # Scripts run with the Python that runs the demo, wherever that is.
+        (self.home / ".venv/bin").mkdir(parents=True)
+        (self.home / ".venv/bin/python").symlink_to(self._python)
         self._start_sandbox()
         environment = {"TELEGRAM_BOT_TOKEN": TOKEN, "TELEGRAM_API_URL": self._sandbox.url,
                        "NOTIFY_DATA_DIR": str(self.folder / "data"), "NOTIFY_BOT_SOCKET": str(self._bot_socket),
@@ -238,7 +241,7 @@ class Demo:
         shutil.copy(self.folder / "examples" / "disk_use.py", self.scripts)
         script = self.scripts / "disk_use.py"
         disks = ["/", "/home", "/tmp", "/var", "/dev/shm"]
-        limit = max(_percent(disk) for disk in disks if os.path.exists(disk))
+        limit = max(_percent(disk) for disk in disks if os.path.exists(disk)) - 1
         source = re.sub("^DISKS = .*$", f"DISKS = {json.dumps(disks)}", script.read_text(), flags=re.M)
         script.write_text(re.sub("^LIMIT_PERCENT = .*$", f"LIMIT_PERCENT = {limit}", source, flags=re.M))
         self._screen.step(f"examples/disk_use.py with a limit of {limit} % goes into the folder; the runner runs")
@@ -252,12 +255,11 @@ class Demo:
 
     def stay(self) -> None:
         """Show what happens in the chat and run what is put into the folder, until a signal comes."""
-        copy = "cp" if self.user != UNPRIVILEGED else f"install -o {self.user} -m 644"
         self._screen.step("and now you:")
         print(f"""
     the chat page    {self._sandbox.url}/
                      type /status and press a Run button, or type /help
-    a new script     {copy} examples/data_freshness.py {self.scripts}/
+    a new script     {self._copy_command} examples/data_freshness.py {self.scripts}/
                      runs within {PASS_SECONDS} seconds (on a real host: every five minutes)
     end and remove   Ctrl-C
 """, flush=True)
@@ -367,9 +369,8 @@ def _python() -> str:
     return sys.executable if os.access(sys.executable or "", os.X_OK) else "/usr/bin/python3"
 
 
-def _play(folder: Path, once: bool, signals: Signals, screen: Screen) -> int:
-    sys.path.insert(0, str(folder / "lib"))
-    demo = Demo(folder, signals, screen)
+def _play(demo: Demo, once: bool, signals: Signals, screen: Screen) -> int:
+    sys.path.insert(0, str(demo.folder / "lib"))
     arrived = False
     try:
         demo.start()
@@ -397,6 +398,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--once", action="store_true", help="end when the notification has arrived")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if sys.version_info < (3, 11):  # noqa: UP036  # whoever tries the demo has the Python they have
+        parser.error(f"this needs Python 3.11 or newer, and this is {sys.version.split()[0]}")
     signals, screen, folder = Signals(), Screen(), options.folder
     try:
         if folder is None:
@@ -407,7 +410,9 @@ def main(arguments: list[str]) -> int:
             if os.geteuid() == 0:
                 _go_on_without_root(folder, arguments)
         signals.unblock()
-        return _play(folder, options.once, signals, screen)
+        # A script has to be its owner's, which a copy of root's is not.
+        copy_command = f"install -o {UNPRIVILEGED} -m 644" if options.folder else "cp"
+        return _play(Demo(folder, signals, screen, copy_command), options.once, signals, screen)
     except (DemoError, OSError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -104,6 +105,19 @@ def test_once_shows_the_notification_within_five_seconds(demo):
     places = [done.stdout.find(text) for text in order]
     assert -1 not in places, done.stdout
     assert places == sorted(places), done.stdout
+    demo.assert_nothing_is_left()
+
+
+def test_once_works_for_an_account_without_rights(demo):
+    """The way of a newcomer; as root the others start over as one."""
+    account = {} if os.getuid() else {"user": "nobody", "group": "nogroup", "extra_groups": []}
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        shutil.copytree(demo.folder, place, dirs_exist_ok=True)
+        os.chmod(place, 0o755)
+        done = subprocess.run(["/usr/bin/python3", f"{place}/demo.py", "--once"], stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True, timeout=60, cwd="/", **account)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "has arrived, text and picture" in done.stdout
     demo.assert_nothing_is_left()
 
 
