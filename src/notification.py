@@ -11,12 +11,14 @@ from __future__ import annotations
 import html
 import re
 import time
+from bisect import bisect_left
 
 import markdown
 
 MAX_TEXT = 4096
 MAX_CAPTION = 1024
 MAX_PARTS = 20
+MAX_ENTITIES = 100  # Telegram drops the rest of a message's without a word
 MAX_PHOTO_BYTES = 10 << 20  # sendPhoto; beyond it the same file goes by sendDocument
 LATE_SECONDS = 900
 PARSE_MODES = ("Markdown", "MarkdownV2", "HTML", "")
@@ -141,9 +143,10 @@ def _text_steps(title: str, body: _Text) -> list[Step]:
     whole = body.headed(title, "bold")
     if not whole.text.strip():
         whole = _Text("(empty message)", [])
-    if len(whole.text) <= MAX_TEXT:
+    if len(whole.text) <= MAX_TEXT and len(whole.entities) <= MAX_ENTITIES:
         return [Step("sendMessage", whole.params("text"))]
-    pieces = [whole.cut(start, end) for start, end in split(whole.text, MAX_TEXT - _NUMBER_ROOM)]
+    starts = [entity["offset"] for entity in whole.entities]
+    pieces = [whole.cut(start, end) for start, end in split(whole.text, MAX_TEXT - _NUMBER_ROOM, starts)]
     if len(pieces) > MAX_PARTS:
         return [_as_file(title, body, whole)]
     return [Step("sendMessage", _numbered(piece, number, len(pieces)).params("text"))
@@ -170,7 +173,7 @@ def _as_file(title: str, body: _Text, whole: _Text) -> Step:
 
 def _photo_steps(message: dict, title: str, body: _Text) -> list[Step]:
     whole = body.headed(title, "bold")
-    fits = len(whole.text) <= MAX_CAPTION
+    fits = len(whole.text) <= MAX_CAPTION and len(whole.entities) <= MAX_ENTITIES
     caption = whole if fits else _Text("", []).headed(title if len(title) <= MAX_CAPTION else "", "bold")
     photo = Step("sendPhoto", caption.params("caption"), ("photo", message["photo"], None))
     if message.get("photo_size", 0) > MAX_PHOTO_BYTES:
@@ -180,12 +183,22 @@ def _photo_steps(message: dict, title: str, body: _Text) -> list[Step]:
     return [photo, *_text_steps(title if len(title) > MAX_CAPTION else "", body)]
 
 
-def split(text: str, limit: int) -> list[tuple[int, int]]:
-    """Where to cut a text into parts of at most `limit` code points: after a line, else a word, else anywhere."""
+def split(text: str, limit: int, entities: list[int] = ()) -> list[tuple[int, int]]:
+    """Where to cut a text into parts of at most `limit` code points: after a line, else a word, else anywhere.
+
+    `entities` is where each begins, in order; a part has at most MAX_ENTITIES of them."""
     parts, start = [], 0
-    while len(text) - start > limit:
-        end = start + limit
-        cut = text.rfind("\n", start, end) + 1 or text.rfind(" ", start, end) + 1 or end
+    while (end := _end(len(text), start, limit, entities)) < len(text):
+        # A line that ends early is no place to cut: a title would be a part of its own.
+        early = start + (end - start) // 4
+        cut = text.rfind("\n", early, end) + 1 or text.rfind(" ", early, end) + 1 or end
         parts.append((start, cut))
         start = cut
     return [*parts, (start, len(text))]
+
+
+def _end(length: int, start: int, limit: int, entities: list[int]) -> int:
+    """The furthest that a part from `start` may reach. One entity may have begun before it."""
+    first_too_many = bisect_left(entities, start) + MAX_ENTITIES - 1
+    end = entities[first_too_many] if first_too_many < len(entities) else length
+    return min(end, start + limit)

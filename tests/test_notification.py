@@ -34,6 +34,7 @@ def test_parts_joined_give_the_text(text, limit):
 
 def test_a_text_is_cut_after_a_line_else_a_word_else_anywhere():
     assert [(s, e) for s, e in split("one two\nthree four five", 12)] == [(0, 8), (8, 19), (19, 23)]
+    assert split("T\n" + "x" * 10 + " " + "y" * 20, 20) == [(0, 13), (13, 33)]
     assert split("aaaa bbbb cccc", 6) == [(0, 5), (5, 10), (10, 14)]
     assert split("a" * 10, 4) == [(0, 4), (4, 8), (8, 10)]
 
@@ -48,6 +49,7 @@ def test_every_call_is_within_the_limits(text, title, parse_mode, photo, late):
         assert step.method != "sendMessage" or step.params["text"].strip()
         for entity in step.params.get("entities", []):
             assert entity["length"] > 0
+        assert len(step.params.get("entities", [])) <= 100
     assert len(steps) <= MAX_PARTS + 1
 
 
@@ -69,6 +71,16 @@ def test_an_entity_goes_on_across_the_cut():
     code = [marked(step.params["text"], step.params["entities"], "code") for step in steps]
     assert all(len(pieces) == 1 for pieces in code)
     assert "".join(pieces[0] for pieces in code) == "x y " * 2000
+
+
+def test_more_entities_than_telegram_keeps_are_spread_over_parts():
+    words = [f"*w{number}*" for number in range(350)]
+    steps = compose({"text": " ".join(words), "title": "T"})
+    bold = [piece for step in steps for piece in marked(step.params["text"], step.params["entities"], "bold")]
+    assert bold == ["T"] + [f"w{number}" for number in range(350)]
+    assert all(len(step.params["entities"]) <= 100 for step in steps) and len(steps) == 4
+    photo, *rest = compose({"text": " ".join(words[:101]), "photo": "c.png"})
+    assert "caption_entities" not in photo.params and len(rest) == 2
 
 
 def test_too_long_for_parts_is_a_file():
