@@ -1,0 +1,94 @@
+"""notify-runner and notify-scripts with a real user manager: timers, and what a script may leave running."""
+
+import json
+import re
+import time
+
+from machine import until
+
+SILENT = "print('{\"notify\": false}')\n"
+YEARLY = "[Timer]\nOnCalendar=\nOnCalendar=*-01-01 00:00:00 UTC\nRandomizedDelaySec=0\n"
+INTERVAL = "[Timer]\nOnCalendar=\nOnActiveSec=3h\n"
+
+
+def own_timer(host, user, stem, settings):
+    """A script with a timer of its own. It is let go of with `forget`."""
+    host.script(user, f"{stem}.py", SILENT)
+    host.write(f"/home/{user}/.config/systemd/user/notify-runner@{stem}.timer.d/test.conf", settings, owner=user)
+    host.run("chown", "-R", f"{user}:", f"/home/{user}/.config")
+    host.user_systemctl(user, "daemon-reload")
+    host.user_systemctl(user, "enable", "--now", f"notify-runner@{stem}.timer")
+
+
+def forget(host, user, stem):
+    host.user_systemctl(user, "disable", "--now", f"notify-runner@{stem}.timer")
+    host.path(f"/home/{user}/user/notifications/{stem}.py").unlink()
+
+
+def listed(host, user, *as_user):
+    scripts = json.loads(host.output(*as_user, "notify-scripts", "list", user=None if as_user else user))
+    return {script["name"]: script for script in scripts}
+
+
+def test_list_knows_when_a_script_runs_next(host):
+    host.script("alice", "shared.py", SILENT)
+    own_timer(host, "alice", "own-time", YEARLY)
+    own_timer(host, "alice", "interval", INTERVAL)
+    try:
+        scripts = listed(host, "alice")
+        now = int(host.output("date", "+%s"))
+        assert scripts == listed(host, "alice", "runuser", "-u", "deploy", "--", "sudo", "-u", "alice")
+        assert 0 <= scripts["shared.py"]["next_run"] - now <= 325
+        assert "*:00/5" in scripts["shared.py"]["schedule"]
+        assert time.gmtime(scripts["own-time.py"]["next_run"])[1:6] == (1, 1, 0, 0, 0)
+        assert abs(scripts["interval.py"]["next_run"] - now - 3 * 3600) < 60
+        assert scripts["interval.py"]["schedule"] == "OnActiveSec=3h"
+    finally:
+        forget(host, "alice", "own-time")
+        forget(host, "alice", "interval")
+
+
+def test_a_schedule_that_was_missed_is_told(host):
+    """The stamp of a persistent timer says that it fired an hour ago; no run of the script is known."""
+    stamp = "/home/alice/.local/share/systemd/timers/stamp-notify-runner@missed.timer"
+    host.write(stamp, "", owner="alice")
+    host.run("chown", "-R", "alice:", "/home/alice/.local")
+    host.run("touch", "-d", "1 hour ago", stamp)
+    own_timer(host, "alice", "missed", YEARLY)
+    try:
+        host.user_systemctl("alice", "start", "notify-runner.service")
+        text = host.wait_for("alice", "missed.py fails")
+        assert "has not run since its timer notify-runner@missed.timer fired at 20" in text
+        host.user_systemctl("alice", "start", "notify-runner@missed.service")
+        host.wait_for("alice", "missed.py works again")
+    finally:
+        forget(host, "alice", "missed")
+
+
+def test_what_a_script_leaves_running_ends_with_the_pass(host):
+    """A child in a session of its own is out of the runner's reach, but not out of the unit's."""
+    host.script("bob", "daemon.py", "import subprocess\n"
+                "subprocess.Popen(['sleep', '4321'], start_new_session=True)\n" + SILENT)
+    try:
+        host.user_systemctl("bob", "start", "notify-runner.service")
+        assert host.run("pgrep", "-f", "sleep 4321", check=False).returncode == 1
+    finally:
+        host.path("/home/bob/user/notifications/daemon.py").unlink()
+
+
+def test_while_the_service_is_away_messages_wait(host):
+    host.script("bob", "alert.py", "print('{\"notify\": true, \"title\": \"patience\", \"message\": \"m\"}')\n")
+    host.run("systemctl", "stop", "notify-bot.socket", "notify-bot.service")
+    try:
+        started = host.run("systemctl", "--user", "start", "notify-runner.service", user="bob", check=False)
+        assert started.returncode == 0, "messages that wait are no failure of the unit's"
+        host.user_systemctl("bob", "start", "notify-runner.service")
+    finally:
+        host.run("systemctl", "start", "notify-bot.socket", "notify-bot.service")
+    host.user_systemctl("bob", "start", "notify-runner.service")
+    host.wait_for("bob", "patience")
+    assert sum("patience" in text for text in host.texts("bob")) == 1
+    host.path("/home/bob/user/notifications/alert.py").unlink()
+    log = host.path("/home/bob/.notifications/logs/runner.log").read_text()
+    assert re.search(r"alert\.py: the bot on \S+ did not take it", log)
+    until(lambda: not list(host.path("/home/bob/.notifications/unsent").iterdir()), 5, "nothing waits")
