@@ -95,7 +95,10 @@ install_files() {
 }
 
 activate() {
-    systemd-sysusers
+    # It writes in /etc even when all of them exist.
+    if changed /sysusers.d/ || ! getent passwd deploy >/dev/null || ! getent group dataread data-ops >/dev/null; then
+        systemd-sysusers notify-bot.conf
+    fi
     systemd-tmpfiles --create notify-bot.conf
     if changed /systemd/; then
         systemctl daemon-reload
@@ -105,8 +108,7 @@ activate() {
     if [ -n "$first" ]; then
         systemctl --quiet enable notify-bot.socket notify-bot.service
         systemctl start notify-bot.socket
-    fi
-    if changed notify-bot.socket; then
+    elif changed notify-bot.socket; then
         systemctl try-restart notify-bot.socket
     elif changed /lib/notify-bot/ || changed notify-bot.service; then
         systemctl try-restart notify-bot.service

@@ -24,18 +24,20 @@ CHATS = {"alice": 1001, "bob": 1002}
 MAKE_CHATS = f"""
 import json, time, urllib.error, urllib.request
 deadline = time.monotonic() + 20
-for user, chat in {CHATS}.items():
-    body = json.dumps({{"id": chat, "first_name": user.title(), "username": user}}).encode()
+def call(name, body):
+    request = urllib.request.Request("http://127.0.0.1:{SANDBOX_PORT}/sandbox/" + name, json.dumps(body).encode(),
+                                     {{"Content-Type": "application/json"}})
     while True:
         try:
-            call = urllib.request.Request("http://127.0.0.1:{SANDBOX_PORT}/sandbox/chats", body,
-                                          {{"Content-Type": "application/json"}})
-            urllib.request.urlopen(call, timeout=5).close()
-            break
+            urllib.request.urlopen(request, timeout=5).close()
+            return
         except urllib.error.URLError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
+for user, chat in {CHATS}.items():
+    call("chats", {{"id": chat, "first_name": user.title(), "username": user}})
+    call("unblock", {{"chat_id": chat}})
 """
 CALL = """
 import json, sys, urllib.request

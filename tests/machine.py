@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 
 PACKAGES = (
-    "systemd", "systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd", "python3", "make", "sudo", "acl", "man-db",
-    "procps",
+    "systemd", "systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd", "python3", "make", "sudo", "acl",
+    "man-db", "procps",
 )
 SUITE = "bookworm"
 PROJECT = "/usr/src/notify-bot"

@@ -40,8 +40,10 @@ WHO_AM_I = """
 import grp, json, os, resource
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 print(json.dumps({"notify": True, "title": "who", "message": "who\\n" + json.dumps({
-    "uid": os.getuid(), "groups": " ".join(sorted(grp.getgrgid(gid).gr_name for gid in {os.getgid(), *os.getgroups()})),
-    "capabilities": int(status["CapEff"], 16) | int(status["CapBnd"], 16), "no_new_privileges": int(status["NoNewPrivs"]),
+    "uid": os.getuid(),
+    "groups": " ".join(sorted(grp.getgrgid(gid).gr_name for gid in {os.getgid(), *os.getgroups()})),
+    "capabilities": int(status["CapEff"], 16) | int(status["CapBnd"], 16),
+    "no_new_privileges": int(status["NoNewPrivs"]),
     "files": resource.getrlimit(resource.RLIMIT_NOFILE)[1], "core": resource.getrlimit(resource.RLIMIT_CORE)[1],
     "cwd": os.getcwd(), "unit": open("/proc/self/cgroup").read().split("/")[-1].strip(),
     "usr_is_writable": os.access("/usr/local", os.W_OK),
@@ -144,8 +146,7 @@ print(json.dumps({"notify": True, "title": "a picture", "message": "see", "image
     until(lambda: sum(text.count("Line of a long report") for text in host.texts("alice")) == 200, 20,
           "all of the long text arrives")
     # The cooldown holds: the timer goes on, and nothing comes twice.
-    passes = "scripts in"
-    until(lambda: host.journal("_UID=%d" % host.uid("alice")).count(passes) >= 3, 20, "three passes")
+    until(lambda: host.journal(f"_UID={host.uid('alice')}").count("scripts in") >= 3, 20, "three passes")
     assert sum("from a timer" in text for text in host.texts("alice")) == 1
     for user in CHATS:
         host.path(f"/home/{user}/.config/systemd/user/notify-runner.timer.d/test.conf").unlink()
@@ -228,12 +229,17 @@ def test_journal_tells_the_story(host):
 
 def test_token_is_nowhere_to_be_read(host):
     secret = TOKEN.split(":")[1]
-    assert secret not in host.journal()
+    # Fields of the journal that nobody sees, such as command lines, count too. The sandbox, unlike Telegram, is told
+    # the token on its own.
+    entries = host.output("journalctl", "--no-pager", "-o", "json").splitlines()
+    assert len(entries) > 100
+    assert [entry for entry in entries if secret in entry and "telegram-sandbox.service" not in entry] == []
     assert secret not in host.output("systemctl", "show", "notify-bot.service")
     told = host.show("telegram-sandbox.service", "MainPID")["MainPID"]
     processes = host.output("ps", "axeww", "-o", "pid=,command=").splitlines()
     assert [line for line in processes if secret in line and line.split()[0] != told] == []
-    found = host.output("grep", "-rlsa", secret, "/data", "/home", "/var", "/tmp", "/run", "/etc", check=False)
+    places = ("/data", "/home", "/var", "/tmp", "/run", "/etc")
+    found = host.output("grep", "-rlsa", "--exclude-dir=journal", secret, *places, check=False)
     own = {"/etc/notify-bot/telegram-bot-token", "/etc/sandbox.env",
            "/run/credentials/notify-bot.service/telegram-bot-token"}
     assert set(found.splitlines()) == own

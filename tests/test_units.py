@@ -1,0 +1,98 @@
+"""The units, accounts, folders and the sudo rule, judged by the programs that read them."""
+
+import configparser
+import re
+
+import pytest
+
+from machine import CHECKOUT
+from service import Settings
+
+UNITS = sorted(path for folder in ("system", "user") for path in (CHECKOUT / "units" / folder).iterdir())
+SYSTEM = [path.name.replace("@", "@alice") for path in UNITS if path.parent.name == "system"]
+USER = [path.name.replace("@", "@sales") for path in UNITS if path.parent.name == "user"]
+
+
+class Unit(configparser.RawConfigParser):
+    """A unit file; of a setting that is given more than once the last one counts."""
+
+    def __init__(self, path):
+        super().__init__(strict=False, interpolation=None, delimiters=("=",), comment_prefixes=("#",))
+        self.optionxform = str
+        self.read_string(path.read_text())
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_unit_names_its_documentation(path):
+    pages = Unit(path)["Unit"]["Documentation"].split()
+    manuals = {page.name for page in (CHECKOUT / "man").iterdir()}
+    for name, section in re.findall(r"man:([a-z-]+)\((\d)\)", " ".join(pages)):
+        assert f"{name}.{section}" in manuals
+    assert pages
+
+
+def test_programs_of_units_exist():
+    for path in UNITS:
+        command = Unit(path)["Service"]["ExecStart"].split()[0] if path.suffix == ".service" else None
+        if command:
+            assert command.startswith("/usr/local/lib/notify-bot/")
+            assert (CHECKOUT / "src" / command.rpartition("/")[2]).exists()
+
+
+def test_bot_reads_its_settings_where_the_design_says():
+    text = (CHECKOUT / "units/system/notify-bot.service").read_text()
+    assert re.findall(r"^EnvironmentFile=(.*)$", text, re.MULTILINE) == [
+        "-/opt/data-analyst/.env", "-/etc/notify-bot/notify-bot.env"]
+    # The socket is where the service, started by hand, would make it, and where clients look.
+    socket = Unit(CHECKOUT / "units/system/notify-bot.socket")["Socket"]["ListenStream"]
+    assert socket == str(Settings({}).bot_socket)
+
+
+@pytest.mark.parametrize("unit", SYSTEM)
+def test_verify_is_silent_for_the_system(host, unit):
+    done = host.run("systemd-analyze", "verify", unit, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("unit", USER)
+def test_verify_is_silent_for_users(host, unit):
+    done = host.run("systemd-analyze", "--user", "verify", unit, user="alice", check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(("unit", "most"), [("notify-bot.service", 1.4), ("notify-scripts@alice.service", 2.5)])
+def test_exposure(host, unit, most):
+    verdict = host.output("systemd-analyze", "security", "--no-pager", unit).splitlines()[-1]
+    assert float(re.search(r"exposure level for .*: ([0-9.]+)", verdict)[1]) <= most
+
+
+def test_the_manager_has_nothing_to_complain_of(host):
+    """A setting it does not know is only logged, and is then no protection."""
+    host.run("systemctl", "daemon-reload")
+    entries = host.journal().splitlines()
+    assert len(entries) > 20
+    assert [entry for entry in entries if re.search(r"/notify-.*\.(service|socket|timer):[0-9]+: ", entry)] == []
+
+
+def test_sudo_rule_is_legal(host):
+    assert "parsed OK" in host.output("visudo", "-c")
+
+
+def test_bot_sees_nothing_but_its_own(host):
+    """What the sandbox of the unit takes away, seen from inside it."""
+    pid = host.show("notify-bot.service", "MainPID")["MainPID"]
+
+    def inside(*command):
+        return host.run("nsenter", "-t", pid, "-m", "--", *command, check=False)
+
+    assert "user" in host.output("ls", "/home/alice")
+    assert inside("ls", "/home/alice").returncode != 0
+    assert "Read-only" in inside("touch", "/etc/notify-bot/x").stderr
+    assert "Read-only" in inside("touch", "/usr/local/lib/notify-bot/x").stderr
+    assert inside("touch", "/data/notifications/x").returncode == 0
+    host.run("rm", "/data/notifications/x")
+    status = dict(line.split(":", 1) for line in host.output("cat", f"/proc/{pid}/status").splitlines())
+    assert {name: status[name].strip() for name in ("CapEff", "CapPrm", "CapBnd", "CapAmb", "NoNewPrivs")} == {
+        "CapEff": "0" * 16, "CapPrm": "0" * 16, "CapBnd": "0" * 16, "CapAmb": "0" * 16, "NoNewPrivs": "1"}
+    # 2: a system-call filter is in force.
+    assert status["Seccomp"].strip() == "2"
