@@ -126,6 +126,8 @@ def test_watch(machine):
           "the status line")
     outputs = follow(machine, ADMIN, "Watch")
     assert "delivered" in outputs["journalctl -u notify-bot.service --since today"]
+    assert "notify-runner.timer" in outputs["systemctl --user --machine=alice@ list-timers"]
+    assert "scripts in" in outputs["journalctl _UID=$(id -u alice) --since today"]
     assert "Lists and runs the scripts of alice" in outputs["journalctl -u 'notify-scripts@*' --since today"]
 
 
