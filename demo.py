@@ -385,11 +385,9 @@ def _play(demo: Demo, once: bool, signals: Signals, screen: Screen) -> int:
         print(f"demo: {error}{demo.processes.tails()}", file=sys.stderr)
         return 1
     except Stopped as stopped:
-        print()
         return 0 if arrived and not once else 128 + stopped.args[0]
     finally:
         signals.ignore()
-        screen.step("stopping")
         demo.processes.stop()
 
 

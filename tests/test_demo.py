@@ -1,5 +1,6 @@
 """`make demo` from a copy of the checkout: it shows what it promises, fails when it must, and leaves nothing behind."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -17,18 +18,6 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 PARTS = ("demo.py", "Makefile", "src", "examples")
 
 
-def _traces():
-    """What a demo has on this machine: its folders, and its processes by their command lines."""
-    commands = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                commands.add((entry.name, (entry / "cmdline").read_bytes()))
-            except OSError:
-                continue
-    return set(Path("/tmp").glob("notify-demo-*")), {pid for pid, command in commands if b"/notify-demo-" in command}
-
-
 class Demo:
     """A copy of the checkout; `run` and `start` play its demo. At the end nothing of it may be there any more."""
 
@@ -41,7 +30,9 @@ class Demo:
         for cache in list(folder.rglob("__pycache__")):
             shutil.rmtree(cache)
         self._files = sorted(folder.rglob("*"))
-        self._before = _traces()
+        # By which to tell this demo from others on the host.
+        self._prefix = f"notify-demo-{os.urandom(4).hex()}-"
+        self.change("demo.py", 'prefix="notify-demo-"', f'prefix="{self._prefix}"')
 
     def change(self, name, old, new):
         path = self.folder / name
@@ -79,9 +70,10 @@ class Demo:
             self._output.close()
 
     def assert_nothing_is_left(self):
-        folders, processes = _traces()
-        assert folders <= self._before[0]
-        assert processes <= self._before[1]
+        assert list(Path("/tmp").glob(f"{self._prefix}*")) == []
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                assert self._prefix.encode() not in (entry / "cmdline").read_bytes()
         assert sorted(self.folder.rglob("*")) == self._files
 
 
@@ -154,6 +146,17 @@ def test_it_can_be_ended_at_any_moment(demo, moment):
     demo.start()
     demo.wait_for(moment)
     assert demo.end(signal.SIGTERM) == 128 + signal.SIGTERM
+    demo.assert_nothing_is_left()
+
+
+def test_it_ends_what_it_started_when_nobody_reads_its_output(demo):
+    process = subprocess.Popen(["/usr/bin/python3", demo.folder / "demo.py"], stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with process.stdout, process.stderr:
+        assert b"started the sandbox" in process.stdout.readline()
+        process.stdout.close()
+        assert b"Broken pipe" in process.stderr.read()
+    assert process.wait(30) != 0
     demo.assert_nothing_is_left()
 
 
