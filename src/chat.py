@@ -207,7 +207,8 @@ class Chat:
         pages = (len(scripts) - 1) // PAGE_SCRIPTS + 1
         page = min(page, pages - 1)
         shown = scripts[page * PAGE_SCRIPTS:(page + 1) * PAGE_SCRIPTS]
-        heading = f"{len(scripts)} scripts of {link.user}" + (f", page {page + 1} of {pages}" if pages > 1 else "")
+        heading = f"{len(scripts)} script{'s' if len(scripts) > 1 else ''} of {link.user}"
+        heading += f", page {page + 1} of {pages}" if pages > 1 else ""
         now = time.time()
         text = heading + "".join(f"\n\n{_describe(script, now)}" for script in shown)
         buttons = [[_button(f"▶ Run {_short(script['name'])}", f"run:{_digest(script['name'])}")]
