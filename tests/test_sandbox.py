@@ -122,11 +122,11 @@ def until_polling(bot: Client, polls: int = 1) -> None:
         assert time.monotonic() < deadline
 
 
-def png(width: int, height: int, padding: int = 0) -> bytes:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+def png(width: int, height: int, padding: int = 0, data: bytes = b"IDAT") -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
     return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-            + chunk(b"IDAT", b"x") + chunk(b"tEXt", b"p" * padding) + chunk(b"IEND", b""))
+            + chunk(data, b"x") + chunk(b"tEXt", b"p" * padding) + chunk(b"IEND", b""))
 
 
 def jpeg(width: int, height: int) -> bytes:
@@ -338,6 +338,16 @@ def test_offsets_are_utf16_and_move_with_trimming(bot):
                                    {"type": "text_link", "offset": 5, "length": 1, "url": "http://e.com/"}]
 
 
+def test_what_is_trimmed_is_cut_off_entities_too(bot):
+    message = bot.send("* a*\r\n\r_b_\t", parse_mode="Markdown")
+    assert message["text"] == "a\nb"
+    assert types(message) == [("bold", 0, 1), ("italic", 2, 1)]
+
+
+def test_null_is_no_argument(bot):
+    assert bot.send("*x*", parse_mode=None, reply_markup=None)["text"] == "*x*"
+
+
 def test_entities_are_taken_as_they_stand(bot):
     entities = [{"type": "bold", "offset": 0, "length": 2}, {"type": "code", "offset": 3, "length": 99},
                 {"type": "italic", "offset": 50, "length": 1}]
@@ -481,7 +491,8 @@ def test_photo(bot, content, size, mime_type):
     (png(9001, 1000), "PHOTO_INVALID_DIMENSIONS"), (png(21, 1), "PHOTO_INVALID_DIMENSIONS"),
     (png(1, 21), "PHOTO_INVALID_DIMENSIONS"), (jpeg(30000, 3000), "PHOTO_INVALID_DIMENSIONS"),
     (png(0, 5), "IMAGE_PROCESS_FAILED"), (b"junk", "IMAGE_PROCESS_FAILED"), (b"\xff\xd8junk", "IMAGE_PROCESS_FAILED"),
-    (png(6, 4)[:-20], "IMAGE_PROCESS_FAILED"), (png(6, 4).replace(b"IDAT", b"IDAX"), "IMAGE_PROCESS_FAILED"),
+    (png(6, 4)[:-20], "IMAGE_PROCESS_FAILED"), (png(6, 4, data=b"tIME"), "IMAGE_PROCESS_FAILED"),
+    (png(6, 4).replace(b"IDATx", b"IDATy"), "IMAGE_PROCESS_FAILED"),
     (jpeg(6, 4)[:12], "IMAGE_PROCESS_FAILED"), (b"GIF89a" + bytes(40), "IMAGE_PROCESS_FAILED"),
     (b"", "file must be non-empty")], ids=lambda value: value if isinstance(value, str) else "")
 def test_what_is_no_photo(bot, content, description):
