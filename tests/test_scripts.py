@@ -267,6 +267,13 @@ def test_output_at_the_limit_is_taken_whole(analyst):
     assert drive(analyst, "full", 30)[:2] == [None, 1 << 20]
 
 
+def test_what_was_printed_last_is_read_though_the_script_is_gone(analyst):
+    """A pipe of the largest size holds it all; the script ends before a tenth has been read."""
+    analyst.script("burst", "import fcntl, os\nfcntl.fcntl(1, fcntl.F_SETPIPE_SZ, 1 << 20)\n"
+                            "os.write(1, b'x' * 900000)\nos._exit(0)")
+    assert [drive(analyst, "burst", 30)[:2] for _ in range(8)] == [[None, 900_000]] * 8
+
+
 @pytest.mark.parametrize("source, error", [
     ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "was killed by Segmentation fault (signal 11)"),
     ("syntax error", "ended with exit status 1"),
