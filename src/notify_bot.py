@@ -3,9 +3,10 @@
 
 usage: notify_bot.py [--verbose] [--help] [--version]
 
-Started by notify-bot.service; by hand it makes its socket itself. --verbose logs every request. The rest is its environment:
-TELEGRAM_BOT_TOKEN or the credential telegram-bot-token, TELEGRAM_API_URL, NOTIFY_DATA_DIR, NOTIFY_BOT_SOCKET,
-NOTIFY_SCRIPTS_DIR, NOTIFY_WS_SOCKET, NOTIFY_SITE_NAME, NOTIFY_SITE_URL. See notify-bot(8).
+Started by notify-bot.service; by hand it makes its socket itself. --verbose logs every request.
+The rest is its environment: TELEGRAM_BOT_TOKEN or the credential telegram-bot-token, TELEGRAM_API_URL,
+NOTIFY_DATA_DIR, NOTIFY_BOT_SOCKET, NOTIFY_SCRIPTS_DIR, NOTIFY_WS_SOCKET, NOTIFY_SITE_NAME, NOTIFY_SITE_URL.
+See notify-bot(8).
 """
 
 from __future__ import annotations

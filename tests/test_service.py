@@ -106,9 +106,12 @@ def test_a_wrong_setting_is_said_and_has_its_exit_status(tmp_path, environment, 
 
 
 def test_help_and_version():
+    def run(program, option):
+        return subprocess.run([PYTHON, "-EsS", SRC / program, option], capture_output=True, text=True, timeout=20)
+
     for program in ("notify_bot.py", "notify_runner.py", "notify_scripts.py", "notify_sandbox.py"):
         for option in ("--help", "--version"):
-            done = subprocess.run([PYTHON, "-EsS", SRC / program, option], capture_output=True, text=True, timeout=20)
+            done = run(program, option)
             assert done.returncode == 0 and done.stdout and not done.stderr, (program, option)
-        wrong = subprocess.run([PYTHON, "-EsS", SRC / program, "--nonsense"], capture_output=True, text=True, timeout=20)
+        wrong = run(program, "--nonsense")
         assert wrong.returncode == 64 and program[:6] in wrong.stderr, program
