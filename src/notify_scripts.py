@@ -14,7 +14,6 @@ the project and nothing from the environment. It gains no privilege and needs no
 
 from __future__ import annotations
 
-import calendar
 import errno
 import fcntl
 import grp
@@ -435,8 +434,9 @@ def _next_elapse(values: dict) -> int | None:
 
 def _timestamp(text: str) -> int | None:
     """Unix seconds of a time as systemctl prints it with TZ=UTC (systemd.time(7))."""
+    from calendar import timegm  # not for the runner, which rarely asks
     try:
-        return calendar.timegm(time.strptime(text, "%a %Y-%m-%d %H:%M:%S UTC"))
+        return timegm(time.strptime(text, "%a %Y-%m-%d %H:%M:%S UTC"))
     except ValueError:
         return None
 
