@@ -70,8 +70,11 @@ class Handover:
         for message in list(self.pending):
             self._post(message)
 
-    def send(self, message: Message, image_path: str = "") -> bool:
-        """Keep the message, then post it. False where it is neither with the bot nor kept for later."""
+    def send(self, message: Message, spare_key: str, image_path: str = "") -> bool:
+        """Keep the message, then post it, under `spare_key` where it cannot be kept.
+
+        False where it is neither with the bot nor kept for later.
+        """
         if len(self.pending) >= MAX_PENDING:
             # Those that wait are older news, but promised; the script will find again what is still true.
             log.error("%s: not kept: %d messages wait for the bot already", message.name, len(self.pending))
@@ -81,6 +84,7 @@ class Handover:
         except OSError as error:
             # A full disk is a thing one wants to hear of: the message goes out, with nothing to fall back on.
             log.error("%s: cannot be kept in %s: %s", message.name, self._folder, error.strerror)
+            message = message._replace(key=spare_key)
             if image_path:
                 message = _without_image(message, f"no room for a copy: {error.strerror}")
         return self._post(message)

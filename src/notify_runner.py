@@ -99,10 +99,8 @@ class Pass:
         if not contract.cooldown_over(last_sent, notification.cooldown, now):
             self.held += 1
             return
-        # Where the state cannot be written the key holds the cooldown: the bot takes a key once a day.
-        key = _key(script.stem, "alert", now, notification.cooldown) if not usable else _new_key()
-        self.handover.send(Message("", key, script.stem, script.name, "alert", notification.title,
-                                   notification.message, "", now, 0), notification.image_path)
+        self._send(script, "alert", notification.title, notification.message, notification.cooldown, usable,
+                   image_path=notification.image_path)
 
     def _fails(self, script: Script, reason: str, stderr: str) -> None:
         self.failed += 1
@@ -112,18 +110,23 @@ class Pass:
         trouble = self._trouble(script.stem, state)
         if trouble and trouble[1] <= now < trouble[1] + DAY:
             return
-        key = _new_key() if usable else _key(script.stem, "failing", now, DAY)
-        self.handover.send(Message("", key, script.stem, script.name, "failing", f"{script.name} fails",
-                                   failure_text(script.name, reason, stderr), "", now,
-                                   trouble[0] if trouble else now))
+        self._send(script, "failing", f"{script.name} fails", failure_text(script.name, reason, stderr), DAY,
+                   usable, since=trouble[0] if trouble else now)
 
     def _works(self, script: Script, state: dict) -> None:
         trouble = self._trouble(script.stem, state)
         if trouble:
             since = time.strftime("%Y-%m-%d %H:%M", time.localtime(trouble[0]))
-            self.handover.send(Message("", _new_key(), script.stem, script.name, "works",
-                                       f"{script.name} works again", f"It had failed since {since}.", "",
-                                       time.time(), 0))
+            self._send(script, "works", f"{script.name} works again", f"It had failed since {since}.", DAY, True)
+
+    def _send(self, script: Script, kind: str, title: str, text: str, period: int, usable: bool,
+              since: float = 0, image_path: str = "") -> None:
+        """Where nothing can be recorded the same key for a `period` keeps the message from going out each pass."""
+        now = time.time()
+        spare = _key(script.stem, kind, now, period)
+        message = Message("", _new_key() if usable else spare, script.stem, script.name, kind, title, text, "",
+                          now, since)
+        self.handover.send(message, spare, image_path)
 
     def _trouble(self, stem: str, state: dict) -> tuple | None:
         """Since when the script fails and when its owner was told; None where there is no trouble known."""

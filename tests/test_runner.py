@@ -418,6 +418,25 @@ def test_without_room_to_keep_it_the_message_goes_out(analyst, bot):
     assert bot.texts[0].startswith("*m*\n\n(The image is missing: no room for a copy")
 
 
+def test_on_a_full_disk_messages_go_out_once_a_cooldown(analyst, bot):
+    """No file of the runner may grow (RLIMIT_FSIZE), which is what writing to a full disk comes to."""
+    analyst.script("a", ALERT | {"cooldown": "99999d"})
+    analyst.script("b", "raise SystemExit(1)")
+    analyst.run_scripts("--dry-run")
+    source = """
+import resource, signal, sys, notify_runner
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+sys.exit(notify_runner.main([]))
+"""
+    for _ in range(2):
+        analyst.python(source)
+    assert sorted(fields["title"] for fields in bot.sent) == ["T", "T", "b.py fails", "b.py fails"]
+    assert len(set(bot.keys)) == 2, "the bot would send the second ones again"
+    analyst.run_scripts()
+    assert analyst.state_of("a")["last_sent"] and not analyst.kept()
+
+
 # Two at once, and killed
 
 
