@@ -613,18 +613,18 @@ def test_a_pass_over_fifty_scripts_costs_little_more_than_their_interpreters(ana
 
     def floor():
         begin = time.monotonic()
-        for _ in range(10):
-            subprocess.run(["/usr/bin/python3", analyst.scripts / "s1.py"], stdout=subprocess.DEVNULL, check=True)
-        return (time.monotonic() - begin) * 50 / 10 / cores
+        subprocess.run(["xargs", "-P", str(cores), "-n", "1", "/usr/bin/python3"], text=True, check=True,
+                       input="\n".join(map(str, analyst.scripts.iterdir())), stdout=subprocess.DEVNULL)
+        return time.monotonic() - begin
 
     def whole():
         begin = time.monotonic()
         analyst.run_scripts()
         return time.monotonic() - begin
 
-    # Taken in turns, so that a noisy neighbour meets both; the bound is loose, `make bench` has the figure.
-    ratios = [whole() / floor() for _ in range(5)]
-    assert statistics.median(ratios) < 2.5, ratios
+    # Taken in turns, so that a noisy neighbour meets both; on a quiet machine it is 1.2.
+    ratios = [whole() / floor() for _ in range(7)]
+    assert statistics.median(ratios) < 1.6, ratios
 
 
 # With the service itself, and Telegram's stand-in behind it
