@@ -18,6 +18,7 @@ LEFT_OUT = pytest.StashKey()
 
 def pytest_configure(config):
     config.stash[LEFT_OUT] = []
+    config.addinivalue_line("markers", "machine: boots a Debian machine of its own, which takes root")
     # A process that a test's child leaves behind becomes ours, and is seen, instead of init's.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     # Ended by a signal, the tests still take down what they started.
@@ -27,7 +28,8 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     if os.geteuid() == 0:
         return
-    left_out = [item for item in items if {"bare_machine", "host"} & set(item.fixturenames)]
+    left_out = [item for item in items
+                if {"bare_machine", "host"} & set(item.fixturenames) or item.get_closest_marker("machine")]
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=left_out)
     config.stash[LEFT_OUT] = left_out

@@ -1,9 +1,10 @@
 """The project as an administrator has it: installed on the booted machine, the sandbox in Telegram's place."""
 
 import json
+import shutil
 
 from live import TOKEN
-from machine import PROJECT, Machine, until
+from machine import CHECKOUT, PROJECT, Machine, until
 
 SANDBOX_PORT = 8081
 # The chats are made before the bot starts at boot: to a sandbox without them, which it is after a reboot, everybody
@@ -85,6 +86,7 @@ class Host(Machine):
     def install(self):
         """What the administrator's guide says, for alice and bob, whose chats are linked too."""
         self.make("install")
+        self.write("/etc/hosts", "127.0.0.1 localhost\n")
         self.write("/etc/sandbox.env", f"TOKEN={TOKEN}\n", 0o600)
         self.write("/etc/sandbox-chats.py", MAKE_CHATS)
         self.write("/etc/systemd/system/telegram-sandbox.service", SANDBOX_UNIT)
@@ -146,6 +148,12 @@ class Host(Machine):
     def script(self, user, name, text):
         """Put a script into the folder of `user`."""
         self.write(f"/home/{user}/user/notifications/{name}", text, 0o644, user)
+
+    def make_venv(self, user):
+        """A ~/.venv with what analysts import."""
+        self.run("python3", "-m", "venv", "--without-pip", f"/home/{user}/.venv", user=user)
+        shutil.copytree(CHECKOUT / ".venv-test/analyst", self.path(f"/home/{user}/.venv/lib/python3.11/site-packages"),
+                        dirs_exist_ok=True)
 
     def user_systemctl(self, user, *arguments):
         return self.output("systemctl", "--user", *arguments, user=user)

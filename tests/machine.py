@@ -132,10 +132,12 @@ class Machine:
 
 
 def children_of(pid):
+    """The children of a process that have not ended."""
     for entry in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
             # The name, in parentheses, may hold anything; what follows the last one may not.
-            if int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1]) == pid:
+            state, parent, *_ = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
+            if int(parent) == pid and state != "Z":
                 yield int(entry)
 
 

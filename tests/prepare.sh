@@ -1,5 +1,6 @@
 #!/bin/sh
-# Prepares what `make test` needs: Debian packages when root, and the virtual environment .venv-test in any case.
+# Prepares what `make test` needs: the virtual environment .venv-test and, when root, Debian packages and what analysts
+# import, for the booted machine.
 set -eu
 cd "$(dirname -- "$0")/.."
 : "${PYTHON:=python3}"
@@ -32,11 +33,26 @@ prepare_venv() {
     }
     rm -rf .venv-test
     "$PYTHON" -m venv .venv-test
-    .venv-test/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+    install_from tests/requirements.txt
     printf '%s\n' "$wanted" >"$stamp"
+}
+
+# For the machine's Python, whichever this one is.
+prepare_analyst() {
+    cmp -s tests/requirements-analyst.txt .venv-test/analyst/requirements.txt && return
+    rm -rf .venv-test/analyst
+    install_from tests/requirements-analyst.txt --python-version 3.11 --only-binary=:all: --target .venv-test/analyst
+    cp tests/requirements-analyst.txt .venv-test/analyst/requirements.txt
+}
+
+install_from() {
+    .venv-test/bin/python -m pip install --quiet --disable-pip-version-check --requirement "$@"
 }
 
 if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
     install_packages
 fi
 prepare_venv
+if [ "$(id -u)" -eq 0 ]; then
+    prepare_analyst
+fi

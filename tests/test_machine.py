@@ -50,6 +50,26 @@ print(json.dumps({"notify": True, "title": "who", "message": "who\\n" + json.dum
 }).replace("_", " ")}))
 """
 
+# What analysts run. Threads, shared memory, a name to look up and a server on the network included.
+HEAVY = """
+import json, multiprocessing, socket
+import duckdb, numpy
+import matplotlib.pyplot as plot
+
+values = numpy.random.default_rng(1).normal(size=(400, 400))
+numpy.linalg.svd(values)
+rows = duckdb.sql("select count(*) from range(1000000) where range % 3 = 0").fetchall()[0][0]
+connection = duckdb.connect("figures.duckdb")
+connection.execute("create or replace table t as select range as x from range(1000)")
+plot.plot(values[0])
+plot.savefig("chart.png")
+with multiprocessing.Pool(2) as pool:
+    squares = sum(pool.map(abs, range(10)))
+socket.create_connection(("localhost", 8081), 5).close()
+print(json.dumps({"notify": True, "title": "heavy", "message": f"{rows} rows, {squares}",
+                  "image_path": "/home/bob/chart.png"}))
+"""
+
 
 def find(script, **output):
     return f"import json\nprint(json.dumps({output!r}))\n"
@@ -182,6 +202,19 @@ def test_run_press_runs_as_its_owner_with_groups_and_limits(host):
         "unit": "notify-scripts@alice.service", "usr is writable": False}
     limits = host.show("notify-scripts@alice.service", "MemoryMax", "TasksMax")
     assert limits == {"MemoryMax": str(2 << 30), "TasksMax": "256"}
+
+
+def test_what_analysts_run_works_from_the_timer_and_from_the_chat(host):
+    host.make_venv("bob")
+    host.script("bob", "heavy.py", HEAVY)
+    host.user_systemctl("bob", "start", "notify-runner.service")
+    assert "333334 rows, 45" in host.wait_for("bob", "rows, ")
+    host.types("bob", "/status")
+    host.wait_for("bob", "heavy.py")
+    before = len(host.texts("bob"))
+    host.press("bob", "▶ Run heavy.py")
+    until(lambda: any("333334 rows, 45" in text for text in host.texts("bob")[before:]), 60, "the run's result")
+    assert sum("photo" in message for message in host.messages("bob")) == 2
 
 
 def test_deploy_may_use_sudo_for_analysts_only(host):
