@@ -101,6 +101,13 @@ class Chat:
                   "What your scripts find arrives here.\n\n"
                   "/status shows your scripts, /test a sample, /help the rest.")
 
+    def tell_of_expired(self, link: Link | None, count: int) -> None:
+        """Say that messages were given up. Raises OutboxError."""
+        if link:
+            self.tell(f"expired:{link.user}:{time.time_ns()}", link.chat_id,
+                      f"{count} notification{'s' if count > 1 else ''} for you could not be delivered in time and "
+                      "went to the administrator's list.")
+
     def _message(self, event: _Event, text: str) -> None:
         command = self._command(text)
         if event.is_group:

@@ -13,13 +13,13 @@ import threading
 import time
 
 from lanes import MAX_UNDER_WAY, Lane, Lanes
+from metrics import Metrics
 from notification import LATE_SECONDS, Step, compose
 from outbox import CorruptEntry, Outbox
 from telegram_api import TelegramAPI, TelegramError, TelegramUnreachable
 
 log = logging.getLogger("delivery")
 
-MAX_AGE_SECONDS = 86400
 MAX_BACKOFF_SECONDS = 60
 TOKEN_RETRY_SECONDS = 60
 DISK_RETRY_SECONDS = 5
@@ -28,7 +28,7 @@ FLOOD_CHATS = 3
 
 
 class Outcome:
-    """What became of a message: `status` 200, 404, 409 or 502, and Telegram's words."""
+    """What became of a message: `status` 200, 404, 409, 410, 502 or 504, and why."""
 
     __slots__ = ("status", "reason")
 
@@ -74,12 +74,16 @@ class Recipients:
     def delivered(self, entry: dict) -> None:
         """A message is in the chat, whole."""
 
+    def expired(self, user: str) -> None:
+        """A message for `user` had grown too old and was given up."""
+
 
 class Delivery:
-    """Delivers what is in the outbox, from `start` until `stop`. `stats` counts for the status line."""
+    """Delivers what is in the outbox, from `start` until `stop`. After `max_age` seconds a message is given up."""
 
-    def __init__(self, outbox: Outbox, api: TelegramAPI, recipients: Recipients):
+    def __init__(self, outbox: Outbox, api: TelegramAPI, recipients: Recipients, metrics: Metrics, max_age: float):
         self._outbox, self._api, self._recipients = outbox, api, recipients
+        self._metrics, self._max_age = metrics, max_age
         self._changed = threading.Condition()
         self._lanes = Lanes()
         self._wakes_at = 0.0
@@ -94,7 +98,6 @@ class Delivery:
         self._unrecorded: dict[str, tuple[dict, bool]] = {}
         self._scheduler = threading.Thread(target=self._schedule, name="delivery", daemon=True)
         self.token_refused = False
-        self.stats = {"delivered": 0, "refused": 0, "retried": 0}
         self.last_delivery: float | None = None
         self.beat = time.monotonic()
 
@@ -225,8 +228,9 @@ class Delivery:
 
     def _is_addressed(self, lane: Lane, entry: dict) -> bool:
         """Whether the message still belongs in this chat and is not too old; if not, it is dealt with."""
-        if time.time() - entry["accepted_at"] > MAX_AGE_SECONDS:
-            self._fail(lane, entry, 502, "it could not be delivered within a day")
+        # A message that was retried by hand is as old as that.
+        if time.time() - entry.get("retried_at", entry["accepted_at"]) > self._max_age:
+            self._expire(lane, entry)
             return False
         if not entry["user"] or entry["reply"]:
             return True
@@ -284,15 +288,16 @@ class Delivery:
             self._delivered(lane, entry)
 
     def _delivered(self, lane: Lane, entry: dict) -> None:
-        self.stats["delivered"] += 1
         seconds = time.time() - entry["accepted_at"]
+        self._metrics.count("delivered")
+        self._metrics.observe(max(0.0, seconds))  # the clock may have been set back
         log.info("delivered %s to %s in %.1f s", entry["id"], entry["user"] or f"chat {lane.chat_id}", seconds)
         self._finish(lane, entry["id"], Outcome(200))
         self._recipients.delivered(entry)
 
     def _unreachable(self, lane: Lane, entry: dict, error: TelegramUnreachable) -> None:
         if error.unknown:
-            self.stats["retried"] += 1
+            self._metrics.count("unknown")
             log.warning("%s: %s; it may have been delivered and is sent again", entry["id"], error)
         lane.failures += 1
         lane.parked_until = time.monotonic() + _backoff(lane.failures)
@@ -320,6 +325,7 @@ class Delivery:
 
     def _slow_down(self, lane: Lane, seconds: int) -> None:
         now = time.monotonic()
+        self._metrics.count("rate_limited")
         log.warning("Telegram wants %d s of rest for chat %d", seconds, lane.chat_id)
         lane.parked_until = now + seconds + 0.1
         with self._changed:
@@ -346,8 +352,17 @@ class Delivery:
             self._lanes.add(chat_id, entry["id"], entry["reply"])
 
     def _fail(self, lane: Lane, entry: dict, status: int, reason: str) -> None:
+        self._give_up(lane, entry, status, reason)
+        self._metrics.count("refused")
+
+    def _expire(self, lane: Lane, entry: dict) -> None:
+        self._give_up(lane, entry, 504, f"it could not be delivered within {self._max_age:.0f} s")
+        self._metrics.count("expired")
+        if entry["user"] and not entry["reply"]:
+            self._recipients.expired(entry["user"])
+
+    def _give_up(self, lane: Lane, entry: dict, status: int, reason: str) -> None:
         self._outbox.failed(entry, status, reason)
-        self.stats["refused"] += 1
         log.error("%s for %s failed for good: %s", entry["id"], entry["user"] or f"chat {lane.chat_id}", reason)
         self._finish(lane, entry["id"], Outcome(status, reason))
 

@@ -5,7 +5,8 @@ usage: notify_bot.py [--verbose] [--help] [--version]
 
 Started by notify-bot.service; by hand it makes its socket itself. --verbose logs every request.
 The rest is its environment: TELEGRAM_BOT_TOKEN or the credential telegram-bot-token, TELEGRAM_API_URL,
-NOTIFY_DATA_DIR, NOTIFY_BOT_SOCKET, NOTIFY_SCRIPTS_DIR, NOTIFY_WS_SOCKET, NOTIFY_SITE_NAME, NOTIFY_SITE_URL.
+NOTIFY_DATA_DIR, NOTIFY_BOT_SOCKET, NOTIFY_SCRIPTS_DIR, NOTIFY_WS_SOCKET, NOTIFY_SITE_NAME, NOTIFY_SITE_URL,
+NOTIFY_MAX_AGE.
 See notify-bot(8).
 """
 
@@ -25,6 +26,7 @@ from delivery import Delivery, Outcome, Recipients
 from gateway import Gateway
 from jsonstore import StoreError
 from links import Link, Links
+from metrics import Metrics
 from outbox import Outbox, OutboxError
 from overdue import Overdue
 from polling import Poller
@@ -45,6 +47,8 @@ class People(Recipients):
 
     def __init__(self, links: Links, gateway: Gateway):
         self._links, self._gateway = links, gateway
+        self._lock = threading.Lock()
+        self._expired: dict[str, int] = {}
 
     def chat_of(self, user: str, chat_id: int) -> int | Outcome:
         try:
@@ -69,6 +73,20 @@ class People(Recipients):
             message = entry["message"]
             self._gateway.dispatch(entry["user"], message.get("title") or "", message.get("text") or "",
                                    str(entry.get("script") or ""))
+
+    def expired(self, user: str) -> None:
+        with self._lock:
+            self._expired[user] = self._expired.get(user, 0) + 1
+
+    def tell_of_expired(self, chat: Chat) -> None:
+        """Say to each user in one line how many of their messages were given up."""
+        with self._lock:
+            expired, self._expired = self._expired, {}
+        for user, count in expired.items():
+            try:
+                chat.tell_of_expired(self._links.of_user(user), count)
+            except (StoreError, OutboxError) as error:
+                log.error("%s is not told of %d messages that were given up: %s", user, count, error)
 
     def _change(self, chat_id: int, change) -> None:
         try:
@@ -111,12 +129,14 @@ class Service:
         self._outbox = Outbox(settings.data_dir / "outbox")
         self._links = Links(settings.data_dir)
         self._api = TelegramAPI(token, settings.api_url)
-        self._delivery = Delivery(self._outbox, self._api, People(self._links, Gateway(settings.ws_socket)))
+        self._metrics = Metrics()
+        self._people = People(self._links, Gateway(settings.ws_socket))
+        self._delivery = Delivery(self._outbox, self._api, self._people, self._metrics, settings.max_age)
         self._chat = Chat(settings, self._links, self._outbox, self._delivery, self._api)
         self._poller = Poller(self._api, settings.data_dir, self._chat)
         self._welcomer = Welcomer(self._links, self._chat)
         self._overdue = Overdue(self._links, settings.scripts_dir, self._chat.tell)
-        context = Context(self._outbox, self._delivery, self._links, self.health)
+        context = Context(self._outbox, self._delivery, self._links, self._metrics, self)
         self._server = unixhttp.Server(listener, SendHandler, context)
         self._server_thread = threading.Thread(target=self._server.serve_forever, name="api", daemon=True)
 
@@ -133,6 +153,7 @@ class Service:
         status = ""
         while not stop.wait(TICK_SECONDS):
             self._welcomer.look()
+            self._people.tell_of_expired(self._chat)
             now = time.monotonic()
             if watchdog and now - fed >= min(watchdog, 10) and self.is_alive():
                 service.sd_notify("WATCHDOG=1")
@@ -171,7 +192,8 @@ class Service:
             polled = "not polled yet"
         else:
             polled = f"polled {max(0, time.time() - self._poller.polled_at):.0f} s ago"
-        return f"{self._linked()} linked, {self._delivery.queued()} queued, {polled}"
+        linked = self._linked()
+        return f"{'?' if linked is None else linked} linked, {self._delivery.queued()} queued, {polled}"
 
     def health(self) -> tuple[int, dict]:
         """The answer to GET /health: 503 where Telegram does not take what is accepted."""
@@ -181,16 +203,27 @@ class Service:
         report = {"ok": problem is None, "version": service.version(), "linked": self._linked(),
                   "queued": self._delivery.queued(), "oldest_seconds": round(self._delivery.oldest_age(), 1),
                   "last_poll": self._poller.polled_at, "last_delivery": self._delivery.last_delivery,
-                  **self._delivery.stats}
+                  **self._metrics.counts()}
         if problem:
             report["error"] = problem
         return 503 if problem else 200, report
 
-    def _linked(self) -> int | str:
+    def gauges(self) -> dict[str, tuple[str, float | None]]:
+        """How things are now, for GET /metrics."""
+        return {
+            "up": ("Whether Telegram takes what is accepted.", int(self.health()[0] == 200)),
+            "linked_users": ("Users with a linked chat.", self._linked()),
+            "queued_messages": ("Messages accepted and not delivered.", self._delivery.queued()),
+            "oldest_queued_seconds": ("Age of the oldest of them.", round(self._delivery.oldest_age(), 3)),
+            "last_poll_timestamp_seconds": ("When getUpdates last succeeded.", self._poller.polled_at),
+            "last_delivery_timestamp_seconds": ("When a call last succeeded.", self._delivery.last_delivery),
+        }
+
+    def _linked(self) -> int | None:
         try:
             return len(self._links.all())
         except StoreError:
-            return "?"
+            return None
 
     def _expire(self) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The send API: POST /send, POST /send_photo, GET /health on the unix socket.
+"""The send API: POST /send, POST /send_photo, GET /health, GET /metrics on the unix socket.
 
 Who is calling is what the kernel says (SO_PEERCRED, unix(7)); the body only says what. A message is answered for
 when it is on disk (202) or in the chat (200), so a caller that got either need not send it again.
@@ -35,13 +35,14 @@ TRUSTED_GROUP = "data-ops"
 
 
 class Context:
-    """What the handlers need of the service: `outbox`, `delivery`, `links`, and `health()` -> (status, dict)."""
+    """What the handlers need: `outbox`, `delivery`, `links`, `metrics`; of `service` its `health()`, `gauges()`."""
 
-    def __init__(self, outbox, delivery, links, health):
+    def __init__(self, outbox, delivery, links, metrics, service):
         self.outbox = outbox
         self.delivery = delivery
         self.links = links
-        self.health = health
+        self.metrics = metrics
+        self.service = service
 
 
 def post_send(handler: Handler) -> None:
@@ -75,15 +76,23 @@ def post_send_photo(handler: Handler) -> None:
 
 def get_health(handler: Handler) -> None:
     """GET /health: 200, or 503 with what is wrong."""
-    status, report = handler.server.context.health()
+    status, report = handler.server.context.service.health()
     handler.answer(status, report)
+
+
+def get_metrics(handler: Handler) -> None:
+    """GET /metrics, for Prometheus."""
+    context: Context = handler.server.context
+    page = context.metrics.render(context.service.gauges())
+    handler.answer(200, page, content_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 class SendHandler(Handler):
     """The routes of the send API."""
 
     server_version = "notify-bot"
-    routes = {"/send": {"POST": post_send}, "/send_photo": {"POST": post_send_photo}, "/health": {"GET": get_health}}
+    routes = {"/send": {"POST": post_send}, "/send_photo": {"POST": post_send_photo},
+              "/health": {"GET": get_health}, "/metrics": {"GET": get_metrics}}
 
 
 def _accept(handler: Handler, user: str, message: dict, options: tuple, photo: Path | None = None) -> None:
@@ -124,9 +133,11 @@ def _add(context: Context, entry_id: str, user: str, message: dict, script: str,
         raise HTTPProblem(429, f"{MAX_QUEUED} messages for '{user}' are queued", {"Retry-After": "60"})
     fields = {"user": user, "chat_id": link.chat_id, "message": message, "script": script}
     try:
-        return context.outbox.add(entry_id, fields, photo)
+        entry = context.outbox.add(entry_id, fields, photo)
     except OutboxError as error:
         raise _unavailable(str(error)) from error
+    context.metrics.count("accepted")
+    return entry
 
 
 def _settled(state: str, entry: dict) -> Outcome:

@@ -32,8 +32,16 @@ class Settings:
         self.ws_socket = Path(environment.get("NOTIFY_WS_SOCKET") or "/run/ws-gateway/ws.sock")
         self.site_name = environment.get("NOTIFY_SITE_NAME") or socket.gethostname()
         self.site_url = environment.get("NOTIFY_SITE_URL", "")
+        self.max_age = _positive(environment, "NOTIFY_MAX_AGE", 86400)
         if not re.match(r"https?://[^/\s]+", self.api_url):
             raise ConfigurationError("TELEGRAM_API_URL must be an http or https URL without a path")
+
+
+def _positive(environment, name: str, default: int) -> int:
+    value = environment.get(name) or str(default)
+    if not (value.isascii() and value.isdigit() and int(value) > 0):
+        raise ConfigurationError(f"{name} must be a whole number of seconds over 0")
+    return int(value)
 
 
 def version() -> str:

@@ -6,6 +6,7 @@ import re
 import time
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from live import ME, TOKEN, Bot, Telegram, until
 
@@ -61,7 +62,7 @@ def test_a_passing_fault_loses_nothing_and_doubles_only_the_unknown(bot, telegra
     assert list(dict.fromkeys(texts)) == ["m 1", "m 2"]
     assert len(texts) == (4 if action in ("cut_within", "cut_after") else 2)
     assert bot.log.count("it may have been delivered and is sent again") == 2
-    assert bot.get("/health").json()["retried"] == 2
+    assert bot.get("/health").json()["unknown"] == 2
 
 
 def test_a_retry_after_parks_its_chat_and_no_other(bot, telegram):
@@ -187,14 +188,54 @@ def test_a_long_message_goes_on_where_a_kill_stopped_it(bot, telegram):
     assert numbers == sorted(numbers) and len(numbers) <= total + 1
 
 
+def age(bot, entry_id, seconds):
+    """Make a queued entry look as if it had been accepted so long ago."""
+    path = bot.data / "outbox" / "queue" / f"{entry_id}.json"
+    entry = json.loads(path.read_text())
+    path.write_text(json.dumps({**entry, "accepted_at": time.time() - seconds}))
+
+
 def test_old_messages_say_so(bot, telegram):
     telegram.control("faults", action="cut_before")
     entry_id = bot.send("m 1", wait=0).json()["id"]
     bot.kill()
-    path = bot.data / "outbox" / "queue" / f"{entry_id}.json"
-    entry = json.loads(path.read_text())
-    path.write_text(json.dumps({**entry, "accepted_at": time.time() - 1000}))
+    age(bot, entry_id, 1000)
     telegram.control_delete("faults")
     bot.start()
     until(lambda: arrived(telegram, 1))
     assert re.fullmatch(r"Delivered late, written 20\d\d-\d\d-\d\d \d\d:\d\d\nm 1", arrived(telegram, 1)[0])
+
+
+def test_messages_that_are_too_old_are_given_up_and_counted_to_their_user(bot, telegram):
+    telegram.control("faults", action="cut_before")
+    ids = [bot.send(f"m {number}", wait=0).json()["id"] for number in range(3)]
+    bot.kill()
+    for entry_id in ids[:2]:
+        age(bot, entry_id, 86400 + 60)
+    telegram.control_delete("faults")
+    bot.start()
+    until(lambda: arrived(telegram, 1) == ["m 2"])
+    until(lambda: any(text.startswith("2 notifications for you could not") for text in telegram.texts(1)))
+    assert bot.outbox("failed") == sorted(ids[:2])
+    reason = json.loads((bot.data / "outbox" / "failed" / f"{ids[0]}.json").read_text())["reason"]
+    assert reason == "it could not be delivered within 86400 s"
+    assert bot.get("/health").json()["expired"] == 2
+
+
+def test_metrics_are_what_prometheus_reads(bot, telegram):
+    assert bot.send("m 1", wait=10).status_code == 200
+    telegram.refuses("sendMessage", 400, "Bad Request: no")
+    assert bot.send("m 2", wait=10).status_code == 502
+    answer = bot.get("/metrics")
+    assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    families = {family.name: family for family in text_string_to_metric_families(answer.text)}
+    values = {sample.name: sample.value for family in families.values() for sample in family.samples
+              if not sample.labels}
+    assert (values["notify_bot_accepted_total"], values["notify_bot_refused_total"]) == (2, 1)
+    assert values["notify_bot_up"] == 1 and values["notify_bot_linked_users"] == 3
+    assert values["notify_bot_queued_messages"] == 0
+    assert time.time() - values["notify_bot_last_poll_timestamp_seconds"] < 120
+    assert families["notify_bot_delivery_seconds"].type == "histogram"
+    assert values["notify_bot_delivery_seconds_count"] == values["notify_bot_delivered_total"]
+    buckets = [sample.value for sample in families["notify_bot_delivery_seconds"].samples if sample.labels]
+    assert buckets == sorted(buckets) and buckets[-1] == values["notify_bot_delivery_seconds_count"]

@@ -12,7 +12,6 @@ import pytest
 
 import chat
 import contract
-import delivery
 import lanes
 import links
 import notify_scripts
@@ -57,13 +56,15 @@ def test_settings_named_are_read_and_modules_named_are_there(name):
 
 
 def test_the_administrator_is_told_every_setting():
-    settings = set(re.findall(r'environment\.(?:get|pop)\("((?:NOTIFY|TELEGRAM)_[A-Z_]+)"', SOURCES["service.py"]))
+    read = r'environment(?:\.get\(|\.pop\(|, )"((?:NOTIFY|TELEGRAM)_[A-Z_]+)"'
+    settings = set(re.findall(read, SOURCES["service.py"]))
     rows = {code_spans(row[0])[0]: row[1] for row in tables(ADMIN) if row[0].startswith(("`NOTIFY", "`TELEGRAM"))}
     assert set(rows) == settings
     defaults = service.Settings({})
     assert rows["TELEGRAM_API_URL"] == f"`{defaults.api_url}`"
     for setting, value in (("NOTIFY_DATA_DIR", defaults.data_dir), ("NOTIFY_SCRIPTS_DIR", defaults.scripts_dir),
-                           ("NOTIFY_WS_SOCKET", defaults.ws_socket), ("NOTIFY_BOT_SOCKET", defaults.bot_socket)):
+                           ("NOTIFY_WS_SOCKET", defaults.ws_socket), ("NOTIFY_BOT_SOCKET", defaults.bot_socket),
+                           ("NOTIFY_MAX_AGE", defaults.max_age)):
         assert rows[setting] == f"`{value}`"
 
 
@@ -112,7 +113,7 @@ FIGURES = [
     (ADMIN, "delivered, by day; {} days", {3: "three"}[outbox.SENT_DAYS]),
     (ADMIN, "{} days", {30: "thirty"}[outbox.FAILED_DAYS]),
     (ADMIN, "a copy of the log of at most {} MiB", 2 * service.LOG_COPY_BYTES >> 20),
-    (ADMIN, "messages wait up to {}", {86400: "a day"}[delivery.MAX_AGE_SECONDS]),
+    (ADMIN, "messages wait up to {}", {86400: "a day"}[service.Settings({}).max_age]),
     (ARCHITECTURE, "each update being handled, {} at most", polling.MAX_HANDLERS),
     (ARCHITECTURE, "up to {} workers", lanes.MAX_UNDER_WAY),
     (ARCHITECTURE, "each connection, {} at most", unixhttp.MAX_CONNECTIONS),
@@ -187,7 +188,8 @@ def test_curl_commands_work(name, running, tmp_path):
         assert "/run/notify-bot/bot.sock" in line
         command = line.replace("/run/notify-bot/bot.sock", str(bot.socket_path)).replace("curl ", "curl -sS ")
         run = subprocess.run(["bash", "-ec", command], cwd=tmp_path, capture_output=True, text=True, timeout=30)
-        assert run.returncode == 0 and json.loads(run.stdout)["ok"] is True, run
+        assert run.returncode == 0, run
+        assert "notify_bot_up 1" in run.stdout if "/metrics" in line else json.loads(run.stdout)["ok"] is True, run
     if name == GUIDE:
         until(lambda: telegram.texts(CHAT_ID)[-2:] == ["Training\ndone, loss 0.12", "the curve"], 10, telegram.texts)
         assert telegram.messages(CHAT_ID)[-1]["photo"]

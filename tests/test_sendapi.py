@@ -253,7 +253,7 @@ def test_a_corrupt_users_file_is_a_503_and_stays_as_it_is(bot):
     assert answer.status_code == 503 and "not valid JSON" in answer.json()["error"]
     assert int(answer.headers["Retry-After"]) > 0
     assert path.read_text() == '{"alice": {"chat_id": 1'
-    assert bot.get("/health").json()["linked"] == "?"
+    assert bot.get("/health").json()["linked"] is None
 
 
 def test_a_key_is_sent_once_however_often_it_is_asked_for(bot, telegram):

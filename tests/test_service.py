@@ -94,6 +94,7 @@ def test_a_part_that_makes_no_progress_starves_the_watchdog(tmp_path, telegram, 
 @pytest.mark.parametrize(("environment", "status", "said"), [
     ({"TELEGRAM_BOT_TOKEN": "nonsense"}, 78, "not of the form"),
     ({"TELEGRAM_API_URL": "ftp://x"}, 78, "TELEGRAM_API_URL"),
+    ({"NOTIFY_MAX_AGE": "1d"}, 78, "NOTIFY_MAX_AGE must be a whole number of seconds"),
     ({"NOTIFY_DATA_DIR": "/nonexistent/data"}, 73, "/nonexistent/data"),
     ({"NOTIFY_BOT_SOCKET": "/nonexistent/x.sock"}, 69, "cannot listen"),
 ])
