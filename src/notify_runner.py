@@ -30,7 +30,6 @@ log = logging.getLogger("runner")
 
 LOCK_SECONDS = 600
 DAY = 86400
-OVERDUE_SECONDS = 1800  # more than a run may wait for the lock and take
 USAGE = "usage: notify-runner [--dry-run] [NAME ...]"
 HELP = f"""{USAGE}
 
@@ -257,23 +256,6 @@ def choose(account: Account, names: list[str]) -> list[Script]:
     return list(chosen.values())
 
 
-def overdue(account: Account) -> list[tuple[Script, Run]]:
-    """The scripts whose own timer has fired and who have not run since, each as a run that failed."""
-    units = {script: notify_scripts.own_timer(account, script.stem)
-             for script in notify_scripts.list_scripts(account) if not script.refused}
-    own = {script: unit for script, unit in units.items() if unit}
-    timers = notify_scripts.timers(account, list(own.values())) if own else {}
-    found = []
-    for script, unit in own.items():
-        fired = timers.get(unit, notify_scripts.NO_TIMER).last_trigger
-        last_run, _ = notify_scripts.last_run_of(account, script.stem)
-        if fired and (last_run or 0) < fired < time.time() - OVERDUE_SECONDS:
-            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(fired))
-            error = f"has not run since its timer {unit} fired at {when}; see systemctl --user status {unit}"
-            found.append((script, Run(b"", "", error, 0)))
-    return found
-
-
 def _unit_unescape(name: str) -> str:
     raw = re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes([int(match[1], 16)]), os.fsencode(name))
     return os.fsdecode(raw)
@@ -321,8 +303,6 @@ def run_pass(account: Account, names: list[str], stop: Stop) -> int:
     for script, run in side_by_side(account, scripts, stop, True):
         if not stop.wished:
             _handle(current, script, run)
-    for script, run in [] if names or stop.wished else overdue(account):
-        _handle(current, script, run)
     log.info("%s", current.summary(len(scripts), time.monotonic() - begin))
     return os.EX_TEMPFAIL if current.handover.pending or stop.wished else os.EX_OK
 

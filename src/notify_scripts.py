@@ -46,6 +46,7 @@ ANSWER_SECONDS = 10
 MAX_REQUESTS = 8  # served at a time
 MAX_CLIENTS = 64  # connected
 SYSTEMCTL_SECONDS = 5
+OVERDUE_SECONDS = 1800  # more than a run may wait for the runner's lock and take
 _CHUNK = 64 << 10
 _KILL_SECONDS = 5
 # What is meant for this process: a script gets the account's environment and nothing of the service's.
@@ -361,25 +362,36 @@ def listing(account: Account) -> list[dict]:
     """What `list` prints: an object a script, times in unix seconds, null for what is not known."""
     scripts = list_scripts(account)
     units = {script.stem: own_timer(account, script.stem) or _SHARED_TIMER for script in scripts}
-    known = timers(account, sorted(set(units.values()))) if scripts else {}
-    return [_listed(account, script, known.get(units[script.stem], NO_TIMER)) for script in scripts]
+    known = _timers(account, sorted(set(units.values()))) if scripts else {}
+    return [_listed(account, script, None if known is None else known.get(units[script.stem], NO_TIMER))
+            for script in scripts]
 
 
-def _listed(account: Account, script: Script, timer: Timer) -> dict:
-    if script.refused:
-        timer = NO_TIMER
+def _listed(account: Account, script: Script, timer: Timer | None) -> dict:
+    run = {} if script.refused else _read_json(account.state / f"{script.stem}.run")
     state = {} if script.refused else _read_json(account.state / f"{script.stem}.json")
-    last_run, error = (None, None) if script.refused else last_run_of(account, script.stem)
+    last_run, error = unix_time(run.get("last_run")), run.get("error")
+    shown = NO_TIMER if script.refused or timer is None else timer
     return {"name": script.name, "stem": script.stem, "last_run": last_run,
-            "last_sent": unix_time(state.get("last_sent")), "next_run": timer.next_run,
-            "schedule": timer.schedule, "last_error": error, "refused": script.refused}
+            "last_sent": unix_time(state.get("last_sent")), "next_run": shown.next_run,
+            "schedule": shown.schedule, "last_error": error if isinstance(error, str) else None,
+            "overdue": not script.refused and timer is not None and _is_overdue(script, timer, last_run),
+            "refused": script.refused}
 
 
-def last_run_of(account: Account, stem: str) -> tuple[int | None, str | None]:
-    """When the script last ran, in unix seconds, and what went wrong then."""
-    run = _read_json(account.state / f"{stem}.run")
-    error = run.get("error")
-    return unix_time(run.get("last_run")), error if isinstance(error, str) else None
+def _is_overdue(script: Script, timer: Timer, last_run: int | None) -> bool:
+    """Whether a script that is to run by a timer has not. It counts from when its file last changed."""
+    try:
+        since = max(last_run or 0, os.stat(script.path).st_ctime)
+    except OSError:
+        return False
+    limit = time.time() - OVERDUE_SECONDS
+    if timer.next_run is None:
+        return since < limit
+    if timer.last_trigger is None:
+        return False
+    period = timer.next_run - timer.last_trigger
+    return since < timer.last_trigger < limit or (period <= OVERDUE_SECONDS and since < limit - period)
 
 
 def _read_json(path: Path) -> dict:
@@ -395,11 +407,12 @@ def unix_time(value) -> int | None:
     return int(value) if type(value) in (int, float) and abs(value) < 1 << 53 else None
 
 
-def timers(account: Account, units: list[str]) -> dict[str, Timer]:
-    """What the user manager knows of timers, by unit; nothing where the account has no user manager."""
+def _timers(account: Account, units: list[str]) -> dict[str, Timer] | None:
+    """What the user manager knows of timers, by unit: none where the account has no user manager. None where it
+    has one that does not answer."""
     runtime = f"/run/user/{account.uid}"
     if not os.path.exists(f"{runtime}/systemd/private"):
-        return {}
+        return dict.fromkeys(units, NO_TIMER)
     command = ["/usr/bin/systemctl", "--user", "show", "--property=Id,TimersCalendar,TimersMonotonic,"
                "NextElapseUSecRealtime,NextElapseUSecMonotonic,LastTriggerUSec", "--", *units]
     try:
@@ -407,7 +420,7 @@ def timers(account: Account, units: list[str]) -> dict[str, Timer]:
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             timeout=SYSTEMCTL_SECONDS, env={"XDG_RUNTIME_DIR": runtime, "LC_ALL": "C.UTF-8", "TZ": "UTC"}).stdout
     except (OSError, subprocess.TimeoutExpired):
-        return {}
+        return None
     return _parse_timers(shown.decode("utf-8", "replace"))
 
 

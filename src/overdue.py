@@ -1,7 +1,7 @@
 """Scripts that have not run when their schedule says they should have: their owner is told in the chat.
 
 The runner tells of scripts that fail; this is for the case in which the runner itself does not come. Whether a
-script is due is known to its owner's systemd alone, so notify-scripts is asked, as for /status.
+script is overdue only its owner's systemd can tell, so notify-scripts is asked, as for /status.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-import time
 
 import scripts_socket
 from jsonstore import StoreError
@@ -20,7 +19,6 @@ from scripts_socket import ScriptsError
 log = logging.getLogger("overdue")
 
 LOOK_SECONDS = 900
-GRACE_SECONDS = 900
 SHOWN_SCRIPTS = 10
 
 
@@ -37,11 +35,11 @@ class Overdue:
     def _run(self, stop: threading.Event) -> None:
         while not stop.wait(LOOK_SECONDS):
             try:
-                self.look(time.time())
+                self.look()
             except (StoreError, OutboxError) as error:
                 log.error("overdue scripts are not looked for: %s", error)
 
-    def look(self, now: float) -> None:
+    def look(self) -> None:
         """Ask for the scripts of everyone who has a socket for them, and tell of those that are overdue."""
         for link in list(self._links.all().values()):
             if link.blocked or not (self._scripts_dir / f"{link.user}.sock").exists():
@@ -51,7 +49,7 @@ class Overdue:
             except ScriptsError as error:
                 log.warning("the scripts of %s cannot be listed: %s", link.user, error)
                 continue
-            overdue = [script for script in scripts if is_overdue(script, now)]
+            overdue = [script for script in scripts if script.get("overdue") is True]
             if overdue:
                 self._report(link, overdue)
 
@@ -65,15 +63,3 @@ class Overdue:
         self._tell(f"overdue:{link.user}:{digest}", link.chat_id,
                    f"⚠️ Not run when they should have been:\n{listed}{more}\n\n"
                    "See `systemctl --user list-timers` and `journalctl --user -u notify-runner`.")
-
-
-def is_overdue(script: dict, now: float) -> bool:
-    """Whether an entry of the list has neither run lately nor is about to."""
-    if script.get("refused"):
-        return False
-    return not _is_later(script.get("next_run"), now - GRACE_SECONDS) and not _is_later(
-        script.get("last_run"), now - GRACE_SECONDS)
-
-
-def _is_later(seconds, limit: float) -> bool:
-    return type(seconds) in (int, float) and seconds > limit

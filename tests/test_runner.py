@@ -222,31 +222,6 @@ def test_a_failing_script_is_told_once_a_day_and_when_it_works_again(analyst, bo
     assert analyst.state_of("sales") == {}
 
 
-def test_a_script_that_its_timer_did_not_run_is_told(analyst, bot):
-    """The answer of the user manager is given by the test; test_runner_on_machine.py has a real one."""
-    analyst.script("own", {"notify": False})
-    analyst.file(".config/systemd/user/timers.target.wants/notify-runner@own.timer", b"")
-
-    def passes(fired):
-        analyst.python(f"""
-import notify_scripts, notify_runner
-notify_scripts.timers = lambda account, units: {{unit: notify_scripts.Timer(None, "", {fired}) for unit in units}}
-notify_runner.main([])
-""")
-
-    passes(None)
-    passes(now() - 1700)
-    assert not bot.sent
-    passes(now() - 1900)
-    passes(now() - 1900)
-    [told] = bot.sent
-    assert told["title"] == "own.py fails"
-    assert "has not run since its timer notify-runner@own.timer fired at 20" in told["text"].replace("\\", "")
-    analyst.run_scripts("own")
-    passes(now() - 1900)
-    assert [fields["title"] for fields in bot.sent[1:]] == ["own.py works again"]
-
-
 def test_what_a_script_says_to_its_owner_is_legal_markdown(analyst, bot):
     import markdown
     analyst.script("a_b*c", "import sys; sys.exit('x`_*[``` y ````')")

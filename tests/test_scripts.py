@@ -39,8 +39,8 @@ def test_list_says_what_is_known(analyst):
     analyst.script(".hidden", "")
     analyst.file("user/notifications/notes.txt", b"")
     nothing = dict.fromkeys(("last_run", "last_sent", "next_run", "schedule", "last_error", "refused"))
-    assert json.loads(analyst.helper("list")) == [{"name": "broken.py", "stem": "broken", **nothing},
-                                                  {"name": "sales.py", "stem": "sales", **nothing}]
+    assert json.loads(analyst.helper("list")) == [{"name": "broken.py", "stem": "broken", "overdue": False, **nothing},
+                                                  {"name": "sales.py", "stem": "sales", "overdue": False, **nothing}]
     begin = now()
     assert json.loads(analyst.helper("run", "sales.py")) == {"notify": False}
     assert "broken.py ended with exit status 3" in analyst.helper("run", "broken", code=os.EX_SOFTWARE)
@@ -346,6 +346,36 @@ print(int(time.time() - time.clock_gettime(time.CLOCK_MONOTONIC)))
     assert abs(next_run - boot - 400 * 86400 - 20) <= 2
     assert (schedule, last_trigger) == ("OnUnitActiveSec=1h 30min; OnActiveSec=400d", None)
     assert found == {}
+
+
+@pytest.mark.parametrize(("timer", "last_run", "overdue"), [
+    ("n.Timer(now + 200, '', now - 100)", 100, False),  # all is well, every five minutes
+    ("n.Timer(now + 200, '', now - 100)", 4000, True),  # the timer fires, and the runner does not come to it
+    ("n.Timer(now + 80000, '', now - 6400)", 6400, False),  # all is well, once a day
+    ("n.Timer(now + 80000, '', now - 6400)", 90000, True),  # it has fired, and nothing ran
+    ("n.Timer(now + 85000, '', now - 1400)", 90000, False),  # it may still be waiting for the runner's lock
+    ("n.Timer(now + 80000, '', None)", 90000, False),  # it has not fired since it was made
+    ("n.NO_TIMER", 1700, False), ("n.NO_TIMER", 1900, True), ("None", 90000, False)])
+def test_when_a_script_is_overdue(analyst, timer, last_run, overdue):
+    """The answer of the user manager is given by the test; test_runner_on_machine.py has a real one."""
+    source = f"""
+import os, time, notify_scripts as n
+account, now = n.this_account(), int(time.time())
+timer = {timer}
+n._timers = lambda account, units: timer and dict.fromkeys(units, timer)
+n.record_run(account, "own", now - {last_run}, None)
+changed = os.stat
+class Old:
+    def __init__(self, status): self.status = status
+    def __getattr__(self, name): return 0 if name == "st_ctime" else getattr(self.status, name)
+n.os.stat = lambda path, *rest, **options: Old(changed(path, *rest, **options))
+print([script["overdue"] for script in n.listing(account)])
+n.os.stat = changed
+print([script["overdue"] for script in n.listing(account)])
+"""
+    analyst.script("own", {"notify": False})
+    # The second time the file is as new as it is, and a script that was just put there has time to run.
+    assert analyst.python(source).split() == [f"[{overdue}]", "[False]"]
 
 
 def test_help_version_and_usage(analyst):
