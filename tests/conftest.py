@@ -18,7 +18,7 @@ LEFT_OUT = pytest.StashKey()
 
 def pytest_configure(config):
     config.stash[LEFT_OUT] = []
-    config.addinivalue_line("markers", "machine: boots a Debian machine of its own, which takes root")
+    config.addinivalue_line("markers", "root: acts as several accounts, or boots a machine of its own")
     # A process that a test's child leaves behind becomes ours, and is seen, instead of init's.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     # Ended by a signal, the tests still take down what they started.
@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(config, items):
     if os.geteuid() == 0:
         return
     left_out = [item for item in items
-                if {"bare_machine", "host"} & set(item.fixturenames) or item.get_closest_marker("machine")]
+                if {"bare_machine", "host"} & set(item.fixturenames) or item.get_closest_marker("root")]
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=left_out)
     config.stash[LEFT_OUT] = left_out
@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(config, items):
 def pytest_terminal_summary(terminalreporter, config):
     left_out = config.stash[LEFT_OUT]
     if left_out:
-        terminalreporter.section("NOT RUN: these need root, to boot a Debian machine", yellow=True)
+        terminalreporter.section("NOT RUN: these need root, to boot a machine or to act as several accounts", yellow=True)
         for item in left_out:
             terminalreporter.line(item.nodeid)
         terminalreporter.line(f"{len(left_out)} tests were not run")

@@ -65,9 +65,8 @@ def test_a_passing_fault_loses_nothing_and_doubles_only_the_unknown(bot, telegra
     assert bot.get("/health").json()["unknown"] == 2
 
 
+@pytest.mark.root
 def test_a_retry_after_parks_its_chat_and_no_other(bot, telegram):
-    if os.getuid() != 0:
-        pytest.fail("this test sends for several users, which takes root")
     telegram.control("faults", action="error", method="sendMessage", chat_id=2, times=1, status=429,
                      description="Too Many Requests: retry after 3", retry_after=3)
     started = time.monotonic()

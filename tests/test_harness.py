@@ -48,7 +48,7 @@ def test_leak_fails_the_test(tmp_path, kind):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
-@pytest.mark.machine
+@pytest.mark.root
 def test_machine_goes_with_the_tests(tmp_path, number):
     (tmp_path / "test_machine_is_up.py").write_text(MACHINE)
     process = subprocess.Popen(pytest_command("test_machine_is_up.py"), cwd=tmp_path, env=environment(),

@@ -14,7 +14,6 @@ import requests_unixsocket
 from live import ME, TOKEN, Bot, Telegram, png, until
 
 CHAT = 4242
-needs_root = pytest.mark.skipif(os.getuid() != 0, reason="acts as other users, which takes root")
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +102,7 @@ def test_half_a_surrogate_pair_is_sent_as_a_replacement_character(bot, telegram)
     assert sent_to(telegram, CHAT, "half \ufffd pair")
 
 
-@needs_root
+@pytest.mark.root
 def test_nobody_sends_in_another_name(bot, telegram):
     status, answer = post_as("daemon", bot, "/send", text="as bob", user="bob")
     assert status == 403 and "cannot send as 'bob'" in answer["error"]
@@ -175,7 +174,7 @@ def test_a_photo_path_through_a_linked_folder(bot, tmp_path):
     assert answer.status_code == 400 and "symbolic link" in answer.json()["error"]
 
 
-@needs_root
+@pytest.mark.root
 def test_a_photo_path_of_another_user(bot, tmp_path):
     path = tmp_path / "of_root.png"
     path.write_bytes(png())
@@ -297,7 +296,7 @@ def test_a_refusal_is_answered_again_for_the_same_key(bot, telegram):
         (502, "Bad Request: once")] * 2
 
 
-@needs_root
+@pytest.mark.root
 def test_a_full_disk_is_a_503_and_leaves_nothing(tmp_path, telegram):
     folder = tmp_path / "data"
     folder.mkdir()
