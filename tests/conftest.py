@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(config, items):
 def pytest_terminal_summary(terminalreporter, config):
     left_out = config.stash[LEFT_OUT]
     if left_out:
-        terminalreporter.section("NOT RUN: these need root, to boot a machine or to act as several accounts", yellow=True)
+        terminalreporter.section("NOT RUN: what boots a machine or acts as several accounts takes root", yellow=True)
         for item in left_out:
             terminalreporter.line(item.nodeid)
         terminalreporter.line(f"{len(left_out)} tests were not run")
