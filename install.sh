@@ -75,6 +75,7 @@ install_files() {
         put_link "../lib/notify-bot/$(echo "$name" | tr - _).py" "$bin/$name"
     done
     put_bytes 755 bin/notify-add-analyst "$sbin/notify-add-analyst"
+    put_link ../lib/notify-bot/notify_bot.py "$sbin/notify-bot"
     for unit in units/system/* units/user/*; do
         put 644 "$unit" "$lib/systemd/${unit#units/}"
     done
@@ -172,7 +173,7 @@ do_uninstall() {
     for name in $commands; do
         rm -f -- "$bin/$name"
     done
-    rm -f -- "$sbin/notify-add-analyst" "$guide" "$lib/sysusers.d/notify-bot.conf" "$lib/tmpfiles.d/notify-bot.conf"
+    rm -f -- "$sbin/notify-add-analyst" "$sbin/notify-bot" "$guide" "$lib/sysusers.d/notify-bot.conf" "$lib/tmpfiles.d/notify-bot.conf"
     for unit in units/system/* units/user/*; do
         rm -f -- "$lib/systemd/${unit#units/}"
     done

@@ -152,6 +152,15 @@ class Delivery:
         with self._changed:
             return self._receipts.setdefault(entry_id, Receipt()) if entry_id in self._queued else None
 
+    def drop(self, entry: dict) -> bool:
+        """Take a queued entry back; False when it is being sent at this moment, or is not queued."""
+        with self._changed:
+            if not self._lanes.withdraw(entry["chat_id"], entry["id"]):
+                return False
+        self._outbox.discard(entry["id"])
+        self._forget(entry["id"], Outcome(410, "the administrator dropped it"))
+        return True
+
     def _enqueue(self, entry: dict) -> None:
         with self._changed:
             user = None if entry["reply"] else entry["user"]
@@ -328,12 +337,14 @@ class Delivery:
         self._metrics.count("rate_limited")
         log.warning("Telegram wants %d s of rest for chat %d", seconds, lane.chat_id)
         lane.parked_until = now + seconds + 0.1
+        lane.pace.slow_down()
         with self._changed:
             self._flooded = {chat: until for chat, until in self._flooded.items() if until > now}
             self._flooded[lane.chat_id] = now + seconds
             if len(self._flooded) >= FLOOD_CHATS:
                 # Several chats at once are refused for what the bot does, not for what one chat got.
                 self._lanes.pause(min(self._flooded.values()))
+                self._lanes.slow_down()
 
     def _pause_for_token(self, error: TelegramError) -> None:
         if not self.token_refused:
@@ -369,6 +380,10 @@ class Delivery:
     def _finish(self, lane: Lane, entry_id: str, outcome: Outcome) -> None:
         with self._changed:
             lane.remove(entry_id)
+        self._forget(entry_id, outcome)
+
+    def _forget(self, entry_id: str, outcome: Outcome) -> None:
+        with self._changed:
             _, user = self._queued.pop(entry_id)
             if user:
                 self._of_user[user] -= 1

@@ -17,26 +17,32 @@ from collections import deque
 CHAT_PACE = (1.05, 3)
 GROUP_PACE = (3.1, 1)
 BOT_PACE = (1 / 29, 15)
+SLOW_DOWN, SLOWEST, EASE = 1.5, 4, 0.98
 MAX_UNDER_WAY = 16
 LOOK_AGAIN_SECONDS = 5.0
 RESTED_LANES = 1000
 
 
 class Pace:
-    """The generic cell rate algorithm: one in `interval` seconds, with a burst."""
+    """The generic cell rate algorithm: one in `interval` seconds, with a burst; slower for a while after a refusal."""
 
-    __slots__ = ("_interval", "_next", "_slack")
+    __slots__ = ("_burst", "_current", "_interval", "_next")
 
     def __init__(self, interval: float, burst: int):
-        self._interval = interval
-        self._slack = interval * (burst - 1)
+        self._interval = self._current = interval
+        self._burst = burst
         self._next = 0.0
 
     def ready_at(self) -> float:
-        return self._next - self._slack
+        return self._next - self._current * (self._burst - 1)
 
     def take(self, now: float) -> None:
-        self._next = max(now, self._next) + self._interval
+        self._next = max(now, self._next) + self._current
+        self._current = max(self._interval, self._current * EASE)
+
+    def slow_down(self) -> None:
+        """Telegram has refused at this pace, so it is not the right one now."""
+        self._current = min(self._current * SLOW_DOWN, self._interval * SLOWEST)
 
     def is_rested(self, now: float) -> bool:
         return self._next <= now
@@ -55,6 +61,9 @@ class Lane:
         self.parked_until = 0.0
         self.failures = 0
         self.scheduled = False  # waiting for its time, for its turn, or for the end of its call
+
+    def is_empty(self) -> bool:
+        return not (self.replies or self.notifications)
 
     def head(self) -> str:
         return (self.replies or self.notifications)[0]
@@ -85,15 +94,33 @@ class Lanes:
         (lane.replies if reply else lane.notifications).append(entry_id)
         self._schedule(lane)
 
+    def withdraw(self, chat_id: int, entry_id: str) -> bool:
+        """Take a message out of its lane; False when its call is under way, or it is not there."""
+        lane = self._lanes.get(chat_id)
+        if lane is None or (chat_id in self.under_way and lane.head() == entry_id):
+            return False
+        for pending in (lane.replies, lane.notifications):
+            if entry_id in pending:
+                pending.remove(entry_id)
+                return True
+        return False
+
     def pause(self, until: float) -> None:
         """Give out no call before `until`."""
         self._paused_until = max(self._paused_until, until)
+
+    def slow_down(self) -> None:
+        """The bot as a whole is too fast."""
+        self._pace.slow_down()
 
     def seconds_to_next(self, now: float) -> float:
         """How long until there is a call to take, 0 when now; sooner when something is added or given back."""
         while self._waiting and self._waiting[0][0] <= now:
             lane = heapq.heappop(self._waiting)[2]
             (self._ready_replies if lane.replies else self._ready).append(lane)
+        for ready in (self._ready_replies, self._ready):
+            while ready and ready[0].is_empty():  # what was in it has been withdrawn
+                ready.popleft().scheduled = False
         if len(self.under_way) >= (1 if self.one_at_a_time else MAX_UNDER_WAY):
             return LOOK_AGAIN_SECONDS
         if self._ready_replies or self._ready:
@@ -115,7 +142,7 @@ class Lanes:
         self._schedule(lane)
 
     def _schedule(self, lane: Lane) -> None:
-        if lane.scheduled or not (lane.replies or lane.notifications):
+        if lane.scheduled or lane.is_empty():
             return
         lane.scheduled = True
         self._turn += 1

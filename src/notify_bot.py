@@ -1,7 +1,11 @@
 #!/usr/bin/python3 -EsS
 """The notification service: takes messages on a unix socket, delivers them to Telegram, answers in the chats.
 
-usage: notify_bot.py [--verbose] [--help] [--version]
+usage: notify-bot [--verbose] [--help] [--version]
+       notify-bot queue | notify-bot retry ID|--all | notify-bot drop ID
+
+queue lists what waits and what failed; retry sends again what failed; drop removes a message. Without a
+command it is the service itself.
 
 Started by notify-bot.service; by hand it makes its socket itself. --verbose logs every request.
 The rest is its environment: TELEGRAM_BOT_TOKEN or the credential telegram-bot-token, TELEGRAM_API_URL,
@@ -267,8 +271,11 @@ def main(arguments: list[str]) -> int:
     if "--version" in arguments:
         print(f"notify-bot {service.version()}")
         return 0
+    if arguments and arguments[0] in ("queue", "retry", "drop"):
+        import queue_command
+        return queue_command.run(arguments, service.Settings(os.environ).bot_socket)
     if unknown := set(arguments) - {"--verbose"}:
-        print(f"notify_bot.py: {min(unknown)} is not an option; see --help", file=sys.stderr)
+        print(f"notify-bot: {min(unknown)} is neither an option nor a command; see --help", file=sys.stderr)
         return EX_USAGE
     service.setup_logging()
     try:

@@ -138,10 +138,8 @@ class Outbox:
 
         Raises OutboxError, and then nothing was accepted.
         """
-        with self._lock:
-            self._sequence = max(self._sequence + 1, time.time_ns() // 1000)
-            entry = {"id": entry_id, "sequence": self._sequence, "accepted_at": time.time(), "user": None,
-                     "reply": False, "part": 0, "late_since": None, **fields}
+        entry = {"id": entry_id, "sequence": self._next_sequence(), "accepted_at": time.time(), "user": None,
+                 "reply": False, "part": 0, "late_since": None, **fields}
         picture = self._photo_path(entry_id)
         try:
             if photo:
@@ -187,6 +185,38 @@ class Outbox:
             os.rename(self._photo_path(entry["id"]), self._failed / f"{entry['id']}.photo")
         self._move(entry["id"], self._failed)
 
+    def listing(self) -> list[tuple[str, dict]]:
+        """`("queued" | "failed", entry)` for all that is not delivered, oldest first. Raises OSError."""
+        found = []
+        for state, directory in (("queued", self._queue), ("failed", self._failed)):
+            for path in directory.glob("*.json"):
+                with suppress(CorruptEntry):
+                    found.append((state, _read(path, path.stem)))
+        return sorted(found, key=lambda item: item[1]["sequence"])
+
+    def requeue(self, entry_id: str) -> dict:
+        """Move what failed back to the queue, behind what is there. Raises CorruptEntry when there is none, OSError."""
+        entry = _read(self._failed / f"{entry_id}.json", entry_id)
+        with suppress(FileNotFoundError):
+            os.rename(self._failed / f"{entry_id}.photo", self._photo_path(entry_id))
+        os.rename(self._failed / f"{entry_id}.json", self._path(entry_id))
+        entry.pop("reason", None)
+        entry.pop("code", None)
+        entry |= {"sequence": self._next_sequence(), "retried_at": time.time()}
+        self.save(entry)
+        return entry
+
+    def discard(self, entry_id: str) -> bool:
+        """Remove what is queued or failed, and its picture; False when there is none. Raises OSError."""
+        found = False
+        for directory in (self._queue, self._failed):
+            for suffix in ("json", "photo"):
+                with suppress(FileNotFoundError):
+                    os.unlink(directory / f"{entry_id}.{suffix}")
+                    found = True
+            sync_directory(directory)
+        return found
+
     def set_aside(self, entry_id: str, reason: str) -> None:
         """Take an entry that cannot be read out of the way, as it is."""
         log.error("outbox: %s is set aside in %s: %s", entry_id, self._corrupt, reason)
@@ -209,6 +239,12 @@ class Outbox:
             os.rename(self._path(entry_id), directory / f"{entry_id}.json")
         # A journaling file system has both ends of a rename in one transaction, so one of them is enough.
         sync_directory(self._queue)
+
+    def _next_sequence(self) -> int:
+        """Microseconds of the clock, but that it never stands still or goes back."""
+        with self._lock:
+            self._sequence = max(self._sequence + 1, time.time_ns() // 1000)
+            return self._sequence
 
     def _path(self, entry_id: str) -> Path:
         return self._queue / f"{entry_id}.json"

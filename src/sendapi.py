@@ -17,6 +17,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import multipart
+import queueapi
 from delivery import Outcome
 from jsonstore import StoreError
 from notification import PARSE_MODES, photo_name
@@ -92,7 +93,7 @@ class SendHandler(Handler):
 
     server_version = "notify-bot"
     routes = {"/send": {"POST": post_send}, "/send_photo": {"POST": post_send_photo},
-              "/health": {"GET": get_health}, "/metrics": {"GET": get_metrics}}
+              "/health": {"GET": get_health}, "/metrics": {"GET": get_metrics}, **queueapi.ROUTES}
 
 
 def _accept(handler: Handler, user: str, message: dict, options: tuple, photo: Path | None = None) -> None:

@@ -115,4 +115,4 @@ def test_help_and_version():
             done = run(program, option)
             assert done.returncode == 0 and done.stdout and not done.stderr, (program, option)
         wrong = run(program, "--nonsense")
-        assert wrong.returncode == 64 and program[:6] in wrong.stderr, program
+        assert wrong.returncode == 64 and program[:6].replace("_", "-") in wrong.stderr, program

@@ -1,0 +1,96 @@
+"""The administrator's side of the queue: GET /queue, POST /queue/retry, POST /queue/drop.
+
+For root and for the account of the service, as the kernel names the caller, and for nobody else. What a message
+says is not shown.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+
+from outbox import CorruptEntry
+from unixhttp import Handler, HTTPProblem
+
+MAX_REQUEST_BYTES = 4096
+
+
+def get_queue(handler: Handler) -> None:
+    """GET /queue: `messages`, each with `id`, `state` (queued, failed), `user`, `script`, `accepted_at`, `reason`."""
+    _check(handler)
+    messages = [{"id": entry["id"], "state": state, "user": entry.get("user"), "chat_id": entry["chat_id"],
+                 "script": entry.get("script") or "", "accepted_at": entry["accepted_at"],
+                 "reason": entry.get("reason", "")} for state, entry in _listing(handler)]
+    handler.answer(200, {"ok": True, "messages": messages})
+
+
+def post_retry(handler: Handler) -> None:
+    """POST /queue/retry `{"id"}` or `{"all": true}`: what failed is queued again; `retried` has the IDs."""
+    _check(handler)
+    request, context = _request(handler), handler.server.context
+    wanted = ([entry["id"] for state, entry in _listing(handler) if state == "failed"]
+              if request.get("all") is True else [_id(request)])
+    for entry_id in wanted:
+        try:
+            context.delivery.submit(context.outbox.requeue(entry_id))
+        except CorruptEntry:
+            raise HTTPProblem(404, f"no failed message has the ID {entry_id}; see notify-bot queue") from None
+        except OSError as error:
+            raise HTTPProblem(503, f"{entry_id} could not be moved: {error.strerror}", {"Retry-After": "30"}) from error
+    handler.answer(200, {"ok": True, "retried": wanted})
+
+
+def post_drop(handler: Handler) -> None:
+    """POST /queue/drop `{"id"}`: a queued or failed message is removed."""
+    _check(handler)
+    context, entry_id = handler.server.context, _id(_request(handler))
+    try:
+        dropped = _drop(context, entry_id)
+    except OSError as error:
+        raise HTTPProblem(503, f"{entry_id} could not be removed: {error.strerror}", {"Retry-After": "30"}) from error
+    if not dropped:
+        raise HTTPProblem(404, f"no message that waits or failed has the ID {entry_id}, or it is being sent right now; "
+                               "see notify-bot queue")
+    handler.answer(200, {"ok": True, "dropped": [entry_id]})
+
+
+ROUTES = {"/queue": {"GET": get_queue}, "/queue/retry": {"POST": post_retry}, "/queue/drop": {"POST": post_drop}}
+
+
+def _drop(context, entry_id: str) -> bool:
+    try:
+        entry = context.outbox.read(entry_id)
+    except CorruptEntry:
+        return context.outbox.discard(entry_id)
+    return context.delivery.drop(entry)
+
+
+def _check(handler: Handler) -> None:
+    if handler.peer.uid not in (0, os.geteuid()):
+        raise HTTPProblem(403, "the queue is the administrator's: use sudo")
+
+
+def _listing(handler: Handler) -> list:
+    try:
+        return handler.server.context.outbox.listing()
+    except OSError as error:
+        raise HTTPProblem(503, f"the outbox cannot be read: {error.strerror}", {"Retry-After": "30"}) from error
+
+
+def _request(handler: Handler) -> dict:
+    try:
+        request = json.loads(handler.body(MAX_REQUEST_BYTES))
+    except (ValueError, RecursionError):
+        request = None
+    if not isinstance(request, dict):
+        raise HTTPProblem(400, "the body is not a JSON object")
+    return request
+
+
+def _id(request: dict) -> str:
+    """The ID, which becomes a file name."""
+    entry_id = request.get("id")
+    if not isinstance(entry_id, str) or not re.fullmatch(r"[0-9a-f]{20}", entry_id):
+        raise HTTPProblem(400, "id is not one of a message: 20 hexadecimal digits")
+    return entry_id
