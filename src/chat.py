@@ -134,6 +134,8 @@ class Chat:
         link = self._links.of_chat(event.chat_id)
         if link and link.blocked:
             self._links.mark_reachable(link)
+            self._reply(event, f"Until now Telegram did not let me write here ({link.blocked}). That is over. What was "
+                               "meant for you meanwhile went to the administrator's list.", parse_mode="")
         return link
 
     def _start(self, event: _Event, link: Link | None) -> None:

@@ -97,7 +97,7 @@ class Delivery:
         self._queued: dict[str, tuple[float, str | None]] = {}  # when accepted, for whom it counts
         self._unrecorded: dict[str, tuple[dict, bool]] = {}
         self._scheduler = threading.Thread(target=self._schedule, name="delivery", daemon=True)
-        self.token_refused = False
+        self.problem: str | None = None
         self.last_delivery: float | None = None
         self.beat = time.monotonic()
 
@@ -275,11 +275,11 @@ class Delivery:
         self._api.call(step.method, {"chat_id": chat_id, **step.params}, files)
 
     def _succeeded(self, lane: Lane, entry: dict, last: bool) -> None:
-        if self._failures or self.token_refused:
+        if self.problem:
             log.warning("Telegram answers again; %d messages are queued", self.queued())
+        self.problem = None
         self._failures = lane.failures = 0
         self._lanes.one_at_a_time = False
-        self.token_refused = False
         self.last_delivery = time.time()
         self._unrecorded[entry["id"]] = (entry, last)
         self._record(lane, entry["id"])
@@ -313,6 +313,7 @@ class Delivery:
         with self._changed:
             if self._failures == 0:
                 log.warning("Telegram cannot be reached (%s); %d messages wait", error, self.queued())
+            self.problem = f"Telegram cannot be reached: {error}"
             self._failures += 1
             self._lanes.one_at_a_time = True
             self._lanes.pause(time.monotonic() + _backoff(self._failures))
@@ -347,10 +348,11 @@ class Delivery:
                 self._lanes.slow_down()
 
     def _pause_for_token(self, error: TelegramError) -> None:
-        if not self.token_refused:
+        problem = f"Telegram refuses the bot token: {error.description}"
+        if self.problem != problem:
             log.critical("Telegram refuses the bot token (%s): put the right one in place and restart "
                          "notify-bot.service; %d messages wait", error.description, self.queued())
-        self.token_refused = True
+        self.problem = problem
         with self._changed:
             self._lanes.one_at_a_time = True
             self._lanes.pause(time.monotonic() + TOKEN_RETRY_SECONDS)

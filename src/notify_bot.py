@@ -201,9 +201,7 @@ class Service:
 
     def health(self) -> tuple[int, dict]:
         """The answer to GET /health: 503 where Telegram does not take what is accepted."""
-        problem = self._poller.problem
-        if self._delivery.token_refused:
-            problem = "Telegram refuses the bot token"
+        problem = self._delivery.problem or self._poller.problem
         report = {"ok": problem is None, "version": service.version(), "linked": self._linked(),
                   "queued": self._delivery.queued(), "oldest_seconds": round(self._delivery.oldest_age(), 1),
                   "last_poll": self._poller.polled_at, "last_delivery": self._delivery.last_delivery,

@@ -83,6 +83,7 @@ def test_telegram_away_is_one_line_and_no_busy_loop(bot, telegram):
     for number in range(8):
         assert bot.send(f"m {number}", wait=0).status_code == 202
     until(lambda: "Telegram cannot be reached" in bot.log)
+    assert "cannot be reached" in bot.get("/health").json()["error"]
     log_before = len(bot.log)
     ticks = cpu_ticks(bot.process.pid)
     deadline = time.monotonic() + 4
