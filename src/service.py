@@ -56,7 +56,8 @@ def bot_token(environment) -> str:
     none or it cannot be one; the message never holds it.
     """
     from_environment = environment.pop("TELEGRAM_BOT_TOKEN", "")
-    token = (credential("telegram-bot-token", environment) or from_environment).strip()
+    # The unit's credential is blank where its file is missing.
+    token = (credential("telegram-bot-token", environment) or "").strip() or from_environment.strip()
     if not token:
         raise ConfigurationError(
             "no bot token: put the token that @BotFather gave you into /etc/notify-bot/telegram-bot-token "

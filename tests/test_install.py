@@ -179,6 +179,7 @@ def test_uninstall_keeps_settings_and_data(machine):
         assert machine.path(kept).exists()
     assert machine.output("systemctl", "list-units", "--all", "--no-legend", "notify-*") == ""
     assert not os.path.lexists(machine.path(BOT_SOCKET))
+    assert not list(machine.path("/home/carol/.config/systemd/user").glob("timers.target.wants/*"))
     assert "Installed." in machine.make("install")
     machine.run("notify-add-analyst", "carol")
     assert machine.request("carol", "GET", "/health")[0] in (200, 503)

@@ -280,15 +280,23 @@ def test_token_is_nowhere_to_be_read(host):
         assert host.run("cat", place, user="alice", check=False).returncode != 0
 
 
-def test_without_a_token_one_clear_state_and_a_way_out(host):
-    token = host.path("/etc/notify-bot/telegram-bot-token")
-    token.rename(token.with_suffix(".away"))
+def test_without_a_token_one_clear_state_and_two_ways_out(host):
+    token, settings = host.path("/etc/notify-bot/telegram-bot-token"), host.path("/etc/notify-bot/notify-bot.env")
+    away, written = token.with_suffix(".away"), settings.read_text()
+    token.rename(away)
     host.run("systemctl", "restart", "notify-bot.service", check=False)
     assert host.show("notify-bot.service", "ActiveState", "ExecMainStatus") == {
         "ActiveState": "failed", "ExecMainStatus": "78"}
     assert host.request("alice", "GET", "/health")[0] in ("ConnectionResetError", "ConnectionRefusedError")
     until(lambda: active(host, "notify-bot.socket") == "failed", 20, "the socket gives up")
     assert "systemctl restart notify-bot.service" in host.journal("-u", "notify-bot.service", "-n", "5")
-    token.with_suffix(".away").rename(token)
+    settings.write_text(f"{written}TELEGRAM_BOT_TOKEN={TOKEN}\n")
     host.run("systemctl", "restart", "notify-bot.service")
-    assert host.request("alice", "GET", "/health")[0] == 200
+    assert host.send("alice", "with a token from the settings", wait=10)[0] == 200
+    # The credential wins: Telegram would refuse the other one.
+    away.rename(token)
+    settings.write_text(f"{written}TELEGRAM_BOT_TOKEN=1:wrong\n")
+    host.run("systemctl", "restart", "notify-bot.service")
+    assert host.send("alice", "with the credential", wait=10)[0] == 200
+    settings.write_text(written)
+    host.run("systemctl", "restart", "notify-bot.service")
