@@ -4,6 +4,7 @@ DESTDIR ?=
 # The Python that the installed programs run on.
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 export PREFIX DESTDIR
 
@@ -11,6 +12,7 @@ help:
 	@echo "make demo        see it work: no token, no root, nothing to install; Ctrl-C ends it"
 	@echo "make demo ONCE=1 the same, ends by itself"
 	@echo "make test        prepare what the tests need, run them all (as root: on a booted machine too)"
+	@echo "make bench       measure it, next to its floors and a service on aiohttp; BENCH_ARGS=--help has the options"
 	@echo "make install     install below PREFIX ($(PREFIX)), configuration below /etc; DESTDIR is honoured"
 	@echo "make uninstall   remove what was installed; settings and data are kept"
 
@@ -24,7 +26,16 @@ test:
 	@PYTHON=$(PYTHON) tests/prepare.sh
 	@PATH="$$PATH:/usr/sbin:/sbin" .venv-test/bin/python -m pytest $(PYTEST_ARGS)
 
-clean:
-	rm -rf .venv-test .pytest_cache .ruff_cache .hypothesis
+bench: .venv-bench/stamp
+	@$(PYTHON) bench/bench.py $(BENCH_ARGS)
 
-.PHONY: help demo install uninstall test clean
+.venv-bench/stamp: bench/requirements.txt
+	@rm -rf .venv-bench
+	@$(PYTHON) -m venv .venv-bench
+	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+clean:
+	rm -rf .venv-test .venv-bench .pytest_cache .ruff_cache .hypothesis
+
+.PHONY: help demo install uninstall test bench clean

@@ -1,0 +1,239 @@
+"""The processes that are measured, whole and on the system's Python: started, asked how they are, ended."""
+
+import contextlib
+import http.client
+import json
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.parse
+from pathlib import Path
+
+import load
+
+BENCH = Path(__file__).resolve().parent
+CHECKOUT = BENCH.parent
+PYTHON = "/usr/bin/python3"
+VENV_PYTHON = CHECKOUT / ".venv-bench/bin/python"
+TOKEN = "123456789:AAbenchBENCHbenchBENCHbenchBENCHbench0"
+TICK = os.sysconf("SC_CLK_TCK")
+AS_ANALYST = {"user": pwd.getpwnam("nobody").pw_uid, "group": pwd.getpwnam("nobody").pw_gid,
+              "extra_groups": []} if os.getuid() == 0 else {}
+
+
+def until(condition, seconds=60, what="it is so"):
+    """The first true value of `condition()`; raises TimeoutError after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {seconds} s: {what}")
+        time.sleep(0.005)
+    return value
+
+
+class Place:
+    """A folder with the project installed in it, on a disk, and what the processes in it need.
+
+    It is below `folder`, because a /tmp in memory would make a durable file look cheap."""
+
+    def __init__(self, folder):
+        self.folder = Path(tempfile.mkdtemp(prefix="notify-bench-", dir=folder))
+        self.folder.chmod(0o755)
+        subprocess.run([CHECKOUT / "install.sh", "install"], check=True, stdout=subprocess.DEVNULL,
+                       env={**os.environ, "DESTDIR": str(self.folder), "PREFIX": "/usr"})
+        self.modules = self.folder / "usr/lib/notify-bot"
+        self._count = 0
+
+    def remove(self):
+        shutil.rmtree(self.folder)
+
+    def new(self, name):
+        """A new folder."""
+        self._count += 1
+        folder = self.folder / f"{name}-{self._count}"
+        folder.mkdir(mode=0o755)
+        return folder
+
+    def bot(self, *arguments):
+        """The command that starts the bot: as it is without arguments, else through bot.py."""
+        if not arguments:
+            return [PYTHON, "-EsS", self.modules / "notify_bot.py"]
+        return [PYTHON, "-EsS", BENCH / "bot.py", self.modules, *arguments]
+
+    def standard_modules(self):
+        """What the bot imports of the standard library."""
+        code = (f"import sys; sys.path.insert(0, {str(self.modules)!r}); import notify_bot; "
+                "print(*(name for name in sys.modules if name.partition('.')[0] in sys.stdlib_module_names))")
+        names = subprocess.run([PYTHON, "-EsSc", code], check=True, capture_output=True, text=True).stdout.split()
+        return sorted(set(names) - {"__main__"})
+
+
+def floor(*arguments):
+    """The command of a floor (floors.py)."""
+    return [PYTHON, "-EsS", BENCH / "floors.py", *map(str, arguments)]
+
+
+def floor_result(*arguments):
+    """What a floor that ends by itself has measured."""
+    return json.loads(subprocess.run(floor(*arguments), check=True, capture_output=True).stdout)
+
+
+class Server:
+    """A process on a listening socket that it is handed as systemd does it (sd_listen_fds(3)).
+
+    `begin` is when it was started; with `ready`, until it answers."""
+
+    def __init__(self, folder, command, environment=None, ready=True):
+        self.path = str(folder / "api.sock")
+        self._log = folder / "log"
+        environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "LISTEN_FDS": "1", **(environment or {})}
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(self.path)
+            listener.listen(4096)
+            self.begin = time.perf_counter()
+            self.pid = os.fork()
+            if not self.pid:
+                self._become(listener.fileno(), [os.fspath(word) for word in command], environment)
+        if ready:
+            self.first_answer()
+
+    def _become(self, listener, command, environment):
+        """In the child: never returns."""
+        try:
+            log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            os.dup2(listener, 3)
+            os.set_inheritable(3, True)
+            os.execve(command[0], command, {**environment, "LISTEN_PID": str(os.getpid())})
+        finally:
+            os._exit(127)
+
+    def first_answer(self):
+        """Seconds from its start to its first answer."""
+        load.run(self.path, 1, [load.get("/health")])
+        return time.perf_counter() - self.begin
+
+    def health(self):
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(30)
+            connection.connect(self.path)
+            connection.sendall(load.get("/health"))
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            return json.loads(response.read())
+
+    def cpu(self):
+        """Seconds of processor time it has used, its system calls included (proc(5))."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICK
+
+    def memory(self):
+        """Resident bytes."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
+    def log(self):
+        return self._log.read_text(errors="replace")
+
+    def drain(self):
+        """Wait until everything it has accepted is delivered."""
+        until(lambda: self.health()["queued"] == 0, 120, "the queue is empty")
+
+    def stop(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGTERM)
+        deadline = time.monotonic() + 15
+        while os.waitpid(self.pid, os.WNOHANG) == (0, 0):
+            if time.monotonic() > deadline:
+                os.kill(self.pid, signal.SIGKILL)
+            time.sleep(0.005)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.stop()
+
+
+class Telegram:
+    """The sandbox, with so many private chats, numbered from 1."""
+
+    def __init__(self, place, chats, limits="off"):
+        ready = place.new("telegram") / "url"
+        self._process = subprocess.Popen(
+            [PYTHON, "-EsS", place.modules / "notify_sandbox.py", "--token", TOKEN, "--limits", limits,
+             "--ready-file", ready], stdout=subprocess.DEVNULL)
+        until(ready.exists, what="the sandbox is up")
+        self.url, self.chats = ready.read_text().strip(), chats
+        parts = urllib.parse.urlsplit(self.url)
+        self.host, self.port = parts.hostname, parts.port
+        for chat_id in range(1, chats + 1):
+            self.control("POST", "chats", {"id": chat_id})
+            self.control("POST", "unblock", {"chat_id": chat_id})
+
+    def control(self, method, name, fields=None):
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=60)
+        try:
+            connection.request(method, f"/sandbox/{name}", json.dumps(fields or {}),
+                               {"Content-Type": "application/json"})
+            answer = json.loads(connection.getresponse().read())
+        finally:
+            connection.close()
+        if not answer["ok"]:
+            raise RuntimeError(answer["error"])
+        return answer
+
+    def stats(self):
+        return self.control("GET", "stats")
+
+    def calls(self, count):
+        """The floor of a call: what `floors.py call` says."""
+        return floor_result("call", self.host, self.port, f"/bot{TOKEN}/sendMessage", self.chats, count)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._process.terminate()
+        self._process.wait(15)
+
+
+class Service(Server):
+    """The bot, or what it is compared with (`kind` is bot or comparison), for the users u1, u2, …, whose chats have
+    those numbers. `linked` is how many users there are; those beyond the chats of `telegram` are never written to."""
+
+    def __init__(self, place, telegram, kind, *arguments, linked=None, ready=True):
+        folder = place.new(kind)
+        users = folder / "telegram_users.json"
+        users.write_text(json.dumps({f"u{number}": {"chat_id": number, "linked_at": "2026-01-31T12:00:00Z"}
+                                     for number in range(1, (linked or telegram.chats) + 1)}))
+        self.chats, self._sent = telegram.chats, 0
+        environment = {"TELEGRAM_BOT_TOKEN": TOKEN}
+        if kind == "comparison":
+            command = [VENV_PYTHON, BENCH / "comparison.py", users, telegram.url]
+        else:
+            command = place.bot(*arguments)
+            environment |= {"TELEGRAM_API_URL": telegram.url, "NOTIFY_DATA_DIR": str(folder),
+                            "NOTIFY_SCRIPTS_DIR": str(folder / "scripts"), "NOTIFY_WS_SOCKET": str(folder / "ws"),
+                            "NOTIFY_BOT_SOCKET": str(folder / "api.sock")}
+        super().__init__(folder, command, environment, ready)
+
+    def messages(self, count, wait):
+        """So many requests for a message each, to one chat after another; no two are the same."""
+        for _ in range(count):
+            self._sent += 1
+            yield load.post("/send", {"user": f"u{1 + self._sent % self.chats}", "text": f"message {self._sent}",
+                                      "wait": wait})
+
+    def send(self, count, clients, wait):
+        """The Load of sending messages. Raises RuntimeError where one was not taken."""
+        done = load.run(self.path, clients, self.messages(count, wait))
+        if done.statuses != {200 if wait else 202: count}:
+            raise RuntimeError(f"answers {dict(done.statuses)}; {self.log()[-2000:]}")
+        return done
