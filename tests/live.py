@@ -92,6 +92,15 @@ class Bot:
         until(self.answers, what="the bot answers")
         return self
 
+    def settle(self):
+        """Until what people wrote before is answered, so that what a test counts is its own."""
+        def settled():
+            path = self.data / "polling.json"
+            handled = not path.exists() or not json.loads(path.read_text()).get("pending")
+            return self.get("/health").json()["last_poll"] and handled and not self.outbox()
+        until(settled, what="earlier updates are answered")
+        return self
+
     def answers(self):
         assert self.process.process.poll() is None, self.process.log
         with socket.socket(socket.AF_UNIX) as probe:

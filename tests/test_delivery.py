@@ -27,6 +27,7 @@ def bot(tmp_path, telegram):
         telegram.types(chat, "hi")
     bot.start()
     until(lambda: all(len(telegram.messages(chat)) == 1 for chat in (1, 2, 3)) and not bot.outbox())
+    bot.settle()
     yield bot
     bot.stop()
     assert "Traceback" not in bot.log

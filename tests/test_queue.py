@@ -25,6 +25,7 @@ def bot(tmp_path, telegram):
     telegram.types(1, "hi")
     bot.start()
     until(lambda: len(telegram.messages(1)) == 1 and not bot.outbox())
+    bot.settle()
     yield bot
     bot.stop()
     assert "Traceback" not in bot.log

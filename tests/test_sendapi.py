@@ -205,6 +205,7 @@ def test_a_form_without_a_boundary(bot):
 
 
 def test_a_blocked_bot_is_a_409_and_marks_the_link(bot, telegram):
+    bot.settle()
     telegram.control("block", chat_id=CHAT + 1)
     bot.users(**{ME: CHAT + 1})
     answer = bot.send("into the void")
@@ -220,6 +221,7 @@ def test_a_blocked_bot_is_a_409_and_marks_the_link(bot, telegram):
 
 
 def test_what_telegram_refuses_for_good_is_a_502_and_kept(bot, telegram):
+    bot.settle()
     telegram.refuses("sendMessage", 400, "Bad Request: no such luck")
     answer = bot.send("unlucky")
     assert (answer.status_code, answer.json()["error"]) == (502, "Bad Request: no such luck")
@@ -290,6 +292,7 @@ def test_a_key_belongs_to_its_caller(bot, telegram):
 
 
 def test_a_refusal_is_answered_again_for_the_same_key(bot, telegram):
+    bot.settle()
     telegram.refuses("sendMessage", 400, "Bad Request: once")
     headers = {"Idempotency-Key": "refused"}
     first, second = bot.send("x", headers=headers), bot.send("x", headers=headers)
