@@ -91,13 +91,13 @@ class Poller:
         updates = self._api.call("getUpdates", {
             "offset": offset if type(offset) is int else 0, "timeout": patience,
             "allowed_updates": ALLOWED_UPDATES}, timeout=POLL_ANSWER_SECONDS)
-        self._recovered()
         updates = [update for update in updates if isinstance(update, dict)
                    and type(update.get("update_id")) is int] if isinstance(updates, list) else []
         if updates:
             self._keep(updates)
-            for update in updates:
-                self._spawn(update, False)
+        self._recovered()
+        for update in updates:
+            self._spawn(update, False)
 
     def _recovered(self) -> None:
         if self.problem:
