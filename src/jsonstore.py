@@ -41,7 +41,8 @@ def write_atomic(path: Path, data: bytes, mode: int) -> None:
     """Replace `path` by `data` so that after a crash it is whole, old or new; durable on return.
 
     `mode` is set as it is, whatever the umask, because a group shares these files. One writer a path at a
-    time: callers hold the lock or own the name. Raises OSError, and then nothing has changed.
+    time: callers hold the lock or own the name. Raises OSError, and then nothing has changed, unless it was only
+    the directory that could not be synced: then the new content is there and may not outlive a power cut.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     # A writer that was killed may have left one that belongs to another user of the group: it can be

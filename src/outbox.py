@@ -146,9 +146,10 @@ class Outbox:
                 os.rename(photo, picture)
             write_atomic(self._path(entry_id), _encode(entry), MODE)
         except OSError as error:
-            if photo:
+            # Where only the folder could not be synced the entry is there, and the next start would deliver it.
+            for path in (self._path(entry_id), picture):
                 with suppress(OSError):
-                    picture.unlink()
+                    path.unlink()
             raise OutboxError(f"the message could not be written: {error.strerror}") from error
         return entry
 
