@@ -153,11 +153,17 @@ class Delivery:
             return self._receipts.setdefault(entry_id, Receipt()) if entry_id in self._queued else None
 
     def drop(self, entry: dict) -> bool:
-        """Take a queued entry back; False when it is being sent at this moment, or is not queued."""
+        """Take a queued entry back; False when it is being sent at this moment, or is not queued. Raises OSError."""
         with self._changed:
             if not self._lanes.withdraw(entry["chat_id"], entry["id"]):
                 return False
-        self._outbox.discard(entry["id"])
+        try:
+            self._outbox.discard(entry["id"])
+        except OSError:
+            with self._changed:
+                self._lanes.add(entry["chat_id"], entry["id"], entry["reply"])
+                self._wake()
+            raise
         self._forget(entry["id"], Outcome(410, "the administrator dropped it"))
         return True
 
@@ -253,7 +259,11 @@ class Delivery:
     def _step(self, entry: dict) -> tuple[Step, bool]:
         if entry["part"] == 0 and not entry["reply"] and time.time() - entry["accepted_at"] > LATE_SECONDS:
             entry["late_since"] = entry["accepted_at"]
-        steps = compose(entry["message"], entry["late_since"])
+        try:
+            steps = compose(entry["message"], entry["late_since"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            # Only a file that somebody else wrote can have fields of other types than those the send API takes.
+            raise CorruptEntry(f"its message cannot be composed: {error!r}") from error
         part = min(entry["part"], len(steps) - 1)
         return steps[part], part == len(steps) - 1
 

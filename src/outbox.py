@@ -27,6 +27,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import NoneType
 
 from jsonstore import sync_directory, write_atomic
 
@@ -270,7 +271,8 @@ def _encode(entry: dict) -> bytes:
     return json.dumps(entry, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
 
 
-_SHAPE = {"sequence": int, "accepted_at": (int, float), "chat_id": int, "message": dict, "part": int}
+_SHAPE = {"sequence": int, "accepted_at": (int, float), "chat_id": int, "message": dict, "part": int,
+          "user": (str, NoneType), "reply": bool, "late_since": (int, float, NoneType)}
 
 
 def _read(path: Path, entry_id: str) -> dict:

@@ -157,19 +157,22 @@ def test_a_message_for_who_linked_another_chat_meanwhile_goes_there(bot, telegra
 def test_a_corrupt_entry_is_set_aside_and_blocks_nothing(bot, telegram):
     telegram.control("faults", action="cut_before")
     ids = [bot.send(f"m {number}", wait=0).json()["id"] for number in range(4)]
+    strange = bot.send("x", wait=0).json()["id"]
     bot.kill()
     queue = bot.data / "outbox" / "queue"
     (queue / f"{ids[0]}.json").write_text('{"id": "' + ids[0])
     (queue / f"{ids[1]}.json").write_text('{"id": "other"}')
     (queue / "junk.json").write_bytes(b"\xff")
+    entry = json.loads((queue / f"{strange}.json").read_text())
+    (queue / f"{strange}.json").write_text(json.dumps({**entry, "message": {"text": 5, "title": ["x"]}}))
     (queue / ".half.json.tmp").write_text("x")
     (queue / "orphan.photo").write_text("x")
     telegram.control_delete("faults")
     bot.start()
     until(lambda: len(arrived(telegram, 1)) == 2)
     assert arrived(telegram, 1) == ["m 2", "m 3"]
-    assert sorted(path.stem for path in (bot.data / "outbox" / "corrupt").iterdir()) == sorted([*ids[:2], "junk"])
-    assert bot.log.count("is set aside") == 3
+    assert sorted(path.stem for path in (bot.data / "outbox" / "corrupt").iterdir()) == sorted([*ids[:2], "junk", strange])
+    assert bot.log.count("is set aside") == 4
     until(lambda: list(queue.iterdir()) == [])
 
 

@@ -101,7 +101,7 @@ def fail_directly(bot):
     entry_id = "f" * 20
     (bot.data / "outbox/failed" / f"{entry_id}.json").write_text(json.dumps({
         "id": entry_id, "sequence": 1, "accepted_at": 1.0, "chat_id": 1, "user": ME, "reply": False, "part": 0,
-        "message": {"text": "x"}}))
+        "late_since": None, "message": {"text": "x"}}))
     return entry_id
 
 
