@@ -1,0 +1,171 @@
+"""Telegram refuses connections, fails at random, answers slowly, and wants hours of rest; then all is well again."""
+
+import os
+import random
+import socket
+import threading
+import time
+from urllib.parse import urlsplit
+
+from chaos.kill import Senders, check_log, crowd, delivered, drained, users
+from chaos.load import judge
+from live import until
+
+SHORT_ROUNDS, LONG_ROUNDS = 1, 6
+MAX_CPU_SHARE = 0.25
+MAX_LOG_BYTES_PER_SECOND = 2000
+HOURS = 3019
+FAULTS = (("html", {"status": 502}), ("cut_before", {}), ("cut_after", {}), ("cut_within", {}),
+          ("delay", {"seconds": 0.3}), ("error", {"status": 429, "retry_after": 1}))
+
+
+class Line:
+    """The network between the bot and the sandbox: a relay that can be cut, after which nobody listens."""
+
+    def __init__(self, url):
+        parts = urlsplit(url)
+        self._target = parts.hostname, parts.port
+        self._lock = threading.Lock()
+        self._open = set()
+        self._threads = []
+        self._listener = None
+        self.port = 0
+        self.mend()
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def mend(self):
+        self._listener = socket.create_server(("127.0.0.1", self.port), backlog=128)
+        self.port = self._listener.getsockname()[1]
+        self._start(self._accept, self._listener)
+
+    def cut(self):
+        self._listener.shutdown(socket.SHUT_RDWR)
+        with self._lock:
+            for end in self._open:
+                end.shutdown(socket.SHUT_RDWR)
+        threads, self._threads = self._threads, []
+        for thread in threads:
+            thread.join()
+        self._listener.close()
+
+    def _start(self, function, *arguments):
+        thread = threading.Thread(target=function, args=arguments)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self, listener):
+        while True:
+            try:
+                near, _ = listener.accept()
+            except OSError:
+                return
+            far = socket.create_connection(self._target)
+            with self._lock:
+                self._open |= {near, far}
+            self._start(self._pass_on, near, far)
+
+    def _pass_on(self, near, far):
+        back = threading.Thread(target=self._copy, args=(far, near))
+        back.start()
+        self._copy(near, far)
+        back.join()
+        with self._lock:
+            self._open -= {near, far}
+            near.close()
+            far.close()
+
+    @staticmethod
+    def _copy(source, target):
+        try:
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+
+def run(result, folder, rounds):
+    chance = random.Random(result.seed)
+    names = users(12)
+    with crowd(folder, names) as (telegram, bot, chats):
+        line = Line(telegram.url)
+        bot.environment["TELEGRAM_API_URL"] = line.url
+        try:
+            bot.start()
+            senders = Senders(bot, result.seed, names, processes=2)
+            try:
+                seconds = 60 if rounds > 1 else 4
+                for _ in range(rounds):
+                    away(result, bot, line, seconds)
+                    failing(result, telegram, chance, seconds)
+                    parked(result, telegram, bot, list(chats.values())[:2], seconds)
+            finally:
+                senders.stop()
+            judge_end(result, telegram, bot, chats, senders)
+        finally:
+            bot.stop()
+            line.cut()
+
+
+def judge_end(result, telegram, bot, chats, senders):
+    """What is still parked for hours is let go by a restart: the rest that is wanted is kept in memory only."""
+    unknown = bot.get("/health").json()["unknown"]
+    bot.stop()
+    bot.start()
+    drained(bot, 300)
+    judge(result, senders.tried(), delivered(telegram, chats), 1 << 30)
+    result.count(unknown=unknown, log_bytes=len(bot.log))
+    result.expect(result.figures["duplicates"] <= unknown, "copies of what was not unknown")
+    result.expect(not bot.outbox("failed"), "messages failed for good")
+    check_log(result, bot)
+
+
+def away(result, bot, line, seconds):
+    """Nobody listens where Telegram was."""
+    line.cut()
+    try:
+        until(lambda: bot.get("/health").status_code == 503, 30, "health says that Telegram is away")
+        cpu, log = cpu_seconds(bot), len(bot.log)
+        time.sleep(seconds)
+        used, written = cpu_seconds(bot) - cpu, len(bot.log) - log
+    finally:
+        line.mend()
+    result.figures["cpu_percent_while_away"] = round(100 * used / seconds, 1)
+    result.figures["log_bytes_a_second_while_away"] = round(written / seconds)
+    result.expect(used < MAX_CPU_SHARE * seconds, f"{used} s of CPU in {seconds} s of waiting")
+    result.expect(written < MAX_LOG_BYTES_PER_SECOND * seconds, f"{written} bytes of log in {seconds} s")
+    until(lambda: bot.get("/health").status_code == 200, 90, "health says that Telegram is back")
+
+
+def failing(result, telegram, chance, seconds):
+    """Of all calls 30 % go wrong in one of six ways."""
+    for action, fields in FAULTS:
+        if action == "error":
+            fields = {**fields, "description": f"Too Many Requests: retry after {fields['retry_after']}"}
+        telegram.control("faults", action=action, share=0.06, seed=chance.randrange(1 << 30), **fields)
+    time.sleep(2 * seconds)
+    telegram.control_delete("faults")
+    result.figures["faults"] = sum(telegram.stats()["faults"].values())
+
+
+def parked(result, telegram, bot, chats, seconds):
+    """Two chats are refused for almost an hour: they get nothing more, and the others all they are sent."""
+    for chat in chats:
+        telegram.control("faults", action="error", method="sendMessage", chat_id=chat, times=1, status=429,
+                         description=f"Too Many Requests: retry after {HOURS}", retry_after=HOURS)
+        telegram.control("faults", action="error", method="sendPhoto", chat_id=chat, times=1, status=429,
+                         description=f"Too Many Requests: retry after {HOURS}", retry_after=HOURS)
+    for chat in chats:
+        until(lambda chat=chat: f"{HOURS} s of rest for chat {chat}" in bot.log, 60, f"chat {chat} is refused")
+    telegram.control_delete("faults")
+    sent, before = telegram.stats()["sent"], [len(telegram.messages(chat)) for chat in chats]
+    time.sleep(seconds)
+    result.expect([len(telegram.messages(chat)) for chat in chats] == before, "a chat that wants rest got none")
+    if os.getuid() == 0:
+        result.expect(telegram.stats()["sent"] > sent, "the other chats got nothing")
+
+
+def cpu_seconds(bot):
+    with open(f"/proc/{bot.process.pid}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
