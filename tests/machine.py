@@ -219,17 +219,27 @@ def build(archive):
 def boot(root):
     """Boot the machine on `root`, again when it reboots, and stay until the tests are over or it was switched off."""
     command = ["systemd-nspawn", "--quiet", f"--directory={root}", "--register=no", "--keep-unit", "--boot",
-               "--console=pipe", "--private-network"]
+               "--console=pipe", "--private-network", "--link-journal=no"]
     status = REBOOTS
     while status == REBOOTS:
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                              stderr=subprocess.DEVNULL, start_new_session=True) as supervisor:
+                              start_new_session=True) as supervisor:
             try:
                 watch(supervisor)
             finally:
-                # By force: nothing on its disk is kept.
-                supervisor.kill()
+                switch_off(supervisor, root)
         status = supervisor.returncode
+
+
+def switch_off(supervisor, root):
+    """By force, since nothing on its disk is kept. The supervisor then clears up after the machine's init."""
+    for init in children_of(supervisor.pid):
+        os.kill(init, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        supervisor.wait(10)
+    supervisor.kill()
+    # Which it does not dare to remove where /run is on a disk, as in a container.
+    shutil.rmtree(Path("/run/systemd/nspawn/propagate", Path(root).name), ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -24,6 +24,8 @@ def test_it(bare_machine, tmp_path):
     pathlib.Path(__file__).with_name("ready").write_text("")
     signal.pause()
 """
+# Where systemd-nspawn and the machine's init keep what belongs to a running machine.
+REMAINS = ("/run/systemd", "/sys/fs/cgroup", "/var/log/journal", "/var/tmp")
 
 
 def pytest_command(*arguments):
@@ -62,6 +64,8 @@ def test_machine_goes_with_the_tests(tmp_path, number):
         process.wait(60)
         until(lambda: not os.path.exists(root), 60, f"{root} is gone")
         assert running_on(root) == []
+        name = os.path.basename(root)
+        assert [place for place in REMAINS if list(Path(place).rglob(name))] == []
     finally:
         process.kill()
         process.wait()
