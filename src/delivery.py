@@ -94,7 +94,7 @@ class Delivery:
         self._workers: list[threading.Thread] = []
         self._receipts: dict[str, Receipt] = {}
         self._of_user: dict[str, int] = {}
-        self._queued: dict[str, tuple[float, str | None]] = {}  # when accepted, for whom it counts
+        self._queued: dict[str, tuple[float, str | None]] = {}  # since when (monotonic), for whom it counts
         self._unrecorded: dict[str, tuple[dict, bool]] = {}
         self._scheduler = threading.Thread(target=self._schedule, name="delivery", daemon=True)
         self.problem: str | None = None
@@ -126,8 +126,8 @@ class Delivery:
     def oldest_age(self) -> float:
         """Seconds since the oldest message of the queue was accepted; 0 when it is empty."""
         with self._changed:
-            oldest = min((accepted_at for accepted_at, _ in self._queued.values()), default=None)
-        return 0.0 if oldest is None else max(0.0, time.time() - oldest)
+            oldest = min((since for since, _ in self._queued.values()), default=None)
+        return 0.0 if oldest is None else time.monotonic() - oldest
 
     def is_alive(self) -> bool:
         """Whether the scheduler comes round and no call has been under way for longer than a call can take."""
@@ -170,7 +170,10 @@ class Delivery:
     def _enqueue(self, entry: dict) -> None:
         with self._changed:
             user = None if entry["reply"] else entry["user"]
-            self._queued[entry["id"]] = (entry["accepted_at"], user)
+            # The time of day is asked once: set forward by a day, it would make everything that waits too old.
+            # A message that was retried by hand is as old as that.
+            age = max(0.0, time.time() - entry.get("retried_at", entry["accepted_at"]))
+            self._queued[entry["id"]] = (time.monotonic() - age, user)
             if user:
                 self._of_user[user] = self._of_user.get(user, 0) + 1
             self._lanes.add(entry["chat_id"], entry["id"], entry["reply"])
@@ -243,8 +246,7 @@ class Delivery:
 
     def _is_addressed(self, lane: Lane, entry: dict) -> bool:
         """Whether the message still belongs in this chat and is not too old; if not, it is dealt with."""
-        # A message that was retried by hand is as old as that.
-        if time.time() - entry.get("retried_at", entry["accepted_at"]) > self._max_age:
+        if self._age(entry) > self._max_age:
             self._expire(lane, entry)
             return False
         if not entry["user"] or entry["reply"]:
@@ -256,8 +258,12 @@ class Delivery:
             self._readdress(lane, entry, where)
         return where == lane.chat_id
 
+    def _age(self, entry: dict) -> float:
+        return time.monotonic() - self._queued[entry["id"]][0]
+
     def _step(self, entry: dict) -> tuple[Step, bool]:
-        if entry["part"] == 0 and not entry["reply"] and time.time() - entry["accepted_at"] > LATE_SECONDS:
+        late = max(self._age(entry), entry.get("retried_at", 0) - entry["accepted_at"]) > LATE_SECONDS
+        if entry["part"] == 0 and not entry["reply"] and late:
             entry["late_since"] = entry["accepted_at"]
         try:
             steps = compose(entry["message"], entry["late_since"])
@@ -307,9 +313,9 @@ class Delivery:
             self._delivered(lane, entry)
 
     def _delivered(self, lane: Lane, entry: dict) -> None:
-        seconds = time.time() - entry["accepted_at"]
+        seconds = self._age(entry)
         self._metrics.count("delivered")
-        self._metrics.observe(max(0.0, seconds))  # the clock may have been set back
+        self._metrics.observe(seconds)
         log.info("delivered %s to %s in %.1f s", entry["id"], entry["user"] or f"chat {lane.chat_id}", seconds)
         self._finish(lane, entry["id"], Outcome(200))
         self._recipients.delivered(entry)
