@@ -19,11 +19,12 @@ from pathlib import Path
 from processes import Place
 from rows import ROWS
 
-Plan = namedtuple("Plan", "rounds count messages seconds rest_seconds")
-Plan.__doc__ = """How much is measured: `rounds`, requests in one measurement (`count`), `messages` for memory,
-`seconds` of requests for a rate, and how long a service is left alone before it is called at rest."""
-FULL = Plan(5, 2000, 10_000, 2.0, 2.0)
-QUICK = Plan(1, 200, 400, 0.3, 0.2)
+Plan = namedtuple("Plan", "rounds count paced messages seconds rest_seconds")
+Plan.__doc__ = """How much is measured: `rounds`, requests in one measurement (`count`; `paced` where Telegram's pace
+is kept), `messages` for memory, `seconds` of requests for a rate, and how long a service is left alone before it is
+called at rest."""
+FULL = Plan(5, 2000, 300, 10_000, 2.0, 2.0)
+QUICK = Plan(1, 200, 40, 400, 0.3, 0.2)
 
 
 def machine(folder):
