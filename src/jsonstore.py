@@ -113,7 +113,7 @@ class JsonStore:
                 version, data = self._load()
                 document = self._parse(data) if version else {}
                 yield document
-                encoded = json.dumps(document, ensure_ascii=False, indent=1).encode() + b"\n"
+                encoded = _encode(document)
                 if encoded != data:
                     write_atomic(self.path, encoded, self.mode)
         except OSError as error:
@@ -150,6 +150,14 @@ class JsonStore:
             if not copy.exists():
                 write_atomic(copy, data, self.mode)
         return copy.name
+
+
+def _encode(document: dict) -> bytes:
+    try:
+        return json.dumps(document, ensure_ascii=False, indent=1).encode() + b"\n"
+    except UnicodeEncodeError:
+        # Half of a surrogate pair is a legal JSON escape and no character: only as an escape can it be kept.
+        return json.dumps(document, indent=1).encode() + b"\n"
 
 
 def _version(status: os.stat_result) -> tuple:

@@ -82,6 +82,15 @@ def test_unknown_fields_survive_a_rewrite(tmp_path):
         "alice": {"chat_id": 1, "colour": "blue"}, "_meta": [1, 2, {"three": None}], "bob": {"chat_id": 2}}
 
 
+def test_half_a_surrogate_pair_is_kept(tmp_path):
+    """Telegram's JSON can hold one, and so can everybody else's."""
+    store = JsonStore(tmp_path / "a.json")
+    with store.update() as document:
+        document["name"] = "é\ud800"
+    assert store.read() == {"name": "é\ud800"}
+    assert b"\\ud800" in (tmp_path / "a.json").read_bytes()
+
+
 def test_a_file_for_a_group_has_its_mode_whatever_the_umask(tmp_path):
     before = os.umask(0o077)
     try:
