@@ -26,8 +26,8 @@ def campaign(name, seed, rounds=None, long=False):
     with tempfile.TemporaryDirectory(prefix="notify-chaos-") as folder:
         try:
             module.run(result, Path(folder), rounds)
-        except AssertionError as error:
-            result.problems.append(str(error)[-2000:] or repr(error))
+        except (AssertionError, OSError) as error:
+            result.problems.append(f"{error!r}"[-2000:])
     result.figures["seconds"] = round(time.monotonic() - started)
     return result
 

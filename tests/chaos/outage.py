@@ -1,5 +1,6 @@
 """Telegram refuses connections, fails at random, answers slowly, and wants hours of rest; then all is well again."""
 
+import contextlib
 import os
 import random
 import socket
@@ -39,9 +40,11 @@ class Line:
         self._start(self._accept, self._listener)
 
     def cut(self):
-        self._listener.shutdown(socket.SHUT_RDWR)
+        """Close every connection and the door; harmless when that was done."""
         with self._lock:
-            for end in self._open:
+            ends = [self._listener, *self._open]
+        for end in ends:
+            with contextlib.suppress(OSError):  # the other side may have been quicker
                 end.shutdown(socket.SHUT_RDWR)
         threads, self._threads = self._threads, []
         for thread in threads:
