@@ -50,6 +50,8 @@ class TelegramAPI:
         self._secure = url.scheme == "https"
         self._host, self._port = url.hostname, url.port
         self._path = f"{url.path}/bot{token}/"
+        host = url.netloc.rpartition("@")[2]
+        self._host_header = host if host.isascii() else host.encode("idna").decode()
         self._context = None
         self._lock = threading.Lock()
         self._idle: list[tuple[float, http.client.HTTPConnection]] = []
@@ -64,7 +66,8 @@ class TelegramAPI:
         if files:
             body, headers = _multipart(params or {}, files)
         else:
-            body, headers = json.dumps(params or {}).encode(), {"Content-Type": "application/json"}
+            body = json.dumps(params or {}).encode()
+            headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
         connection = self._take(timeout)
         try:
             status, headers, data = self._exchange(connection, method, body, headers)
@@ -93,14 +96,33 @@ class TelegramAPI:
         except (OSError, UnicodeError) as error:
             raise TelegramUnreachable(f"cannot connect: {_reason(error)}", unknown=False) from None
         try:
-            connection.request("POST", self._path + method, body, headers)
-            response = connection.getresponse()
+            written = False
+            # A front end that refuses a large body answers and closes while it is still being written.
+            with suppress(BrokenPipeError, ConnectionResetError):
+                self._write(connection.sock, method, body, headers)
+                written = True
+            response = http.client.HTTPResponse(connection.sock, method="POST")
+            response.begin()
             data = response.read(MAX_ANSWER_BYTES)
             if response.length or (response.chunked and not response.isclosed()):
                 raise http.client.IncompleteRead(b"")
+            if response.will_close or not written:
+                connection.close()
             return response.status, response.headers, data
         except (OSError, http.client.HTTPException) as error:
             raise TelegramUnreachable(f"no answer to {method}: {_reason(error)}", unknown=True) from None
+
+    def _write(self, sock, method: str, body, headers: dict) -> None:
+        """The request; one without a file in one write, where http.client has one for the head and one for the body."""
+        lines = [f"POST {self._path}{method} HTTP/1.1", f"Host: {self._host_header}",
+                 *(f"{name}: {value}" for name, value in headers.items())]
+        head = "\r\n".join(lines).encode("ascii") + b"\r\n\r\n"
+        if isinstance(body, bytes):
+            sock.sendall(head + body)
+            return
+        sock.sendall(head)
+        for chunk in body:
+            sock.sendall(chunk)
 
     def _take(self, timeout: float):
         with self._lock:
@@ -205,9 +227,10 @@ def _error(status: int, headers, answer: dict) -> Exception:
 
 def _whole(value) -> int | None:
     try:
-        return int(value)
-    except (TypeError, ValueError):
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
         return None
+    return number if abs(number) < 1 << 63 else None
 
 
 def _multipart(params: dict, files: dict) -> tuple:
