@@ -5,6 +5,7 @@ Sources: sd_listen_fds(3), sd_notify(3), systemd.exec(5) on credentials, sd-daem
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -44,6 +45,7 @@ def _positive(environment, name: str, default: int) -> int:
     return int(value)
 
 
+@functools.cache
 def version() -> str:
     """The version of what is installed, as `--version` prints it."""
     return Path(__file__).with_name("VERSION").read_text().strip()
@@ -155,17 +157,38 @@ def setup_logging(copy: Path | None = None, secrets: tuple = (), verbose: bool =
         _add_copy(root, copy, secrets)
 
 
+class _Copy(logging.FileHandler):
+    """A file, and beside it, as `NAME.1`, the one before it, once that had LOG_COPY_BYTES.
+
+    logging.handlers has one too, which takes a megabyte, milliseconds of a start, and two stat(2) for each line."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+
+    def emit(self, record):
+        super().emit(record)
+        try:
+            if self.stream and self.stream.buffer.tell() >= LOG_COPY_BYTES:
+                self._turn_over()
+        except OSError:
+            self.handleError(record)
+
+    def _turn_over(self) -> None:
+        os.replace(self.baseFilename, f"{self.baseFilename}.1")
+        self.stream.close()
+        self.stream = None  # the next line opens it anew
+
+    def handleError(self, record):
+        """A full disk must not fill the journal with tracebacks of the copy that could not be written."""
+
+
 def _add_copy(root: logging.Logger, path: Path, secrets: tuple) -> None:
-    from logging.handlers import RotatingFileHandler
     try:
-        handler = RotatingFileHandler(path, maxBytes=LOG_COPY_BYTES, backupCount=1, encoding="utf-8",
-                                      errors="backslashreplace")
+        handler = _Copy(path)
     except OSError as error:
         root.warning("no copy of the log in %s: %s", path, error.strerror)
         return
     handler.setFormatter(_Format(False, True, secrets))
-    # A full disk must not fill the journal with tracebacks of the copy that could not be written.
-    handler.handleError = lambda record: None
     root.addHandler(handler)
 
 

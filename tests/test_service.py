@@ -96,7 +96,7 @@ def test_a_part_that_makes_no_progress_starves_the_watchdog(tmp_path, telegram, 
     ({"TELEGRAM_API_URL": "ftp://x"}, 78, "TELEGRAM_API_URL"),
     ({"NOTIFY_MAX_AGE": "1d"}, 78, "NOTIFY_MAX_AGE must be a whole number of seconds"),
     ({"NOTIFY_DATA_DIR": "/nonexistent/data"}, 73, "/nonexistent/data"),
-    ({"NOTIFY_BOT_SOCKET": "/nonexistent/x.sock"}, 69, "cannot listen"),
+    ({"NOTIFY_BOT_SOCKET": "/nonexistent/x.sock"}, 69, "cannot start"),
 ])
 def test_a_wrong_setting_is_said_and_has_its_exit_status(tmp_path, environment, status, said):
     bot = Bot(tmp_path, "http://127.0.0.1:9")
@@ -116,3 +116,24 @@ def test_help_and_version():
             assert done.returncode == 0 and done.stdout and not done.stderr, (program, option)
         wrong = run(program, "--nonsense")
         assert wrong.returncode == 64 and program[:6].replace("_", "-") in wrong.stderr, program
+
+
+def test_the_copy_of_the_log_is_bounded(tmp_path):
+    code = (f"import sys, pathlib; sys.path.insert(0, {str(SRC)!r}); import logging, service; "
+            "service.LOG_COPY_BYTES = 1000; service.setup_logging(pathlib.Path('copy.log'), ('secret',)); "
+            "[logging.info('line %d secret %s', n, 'x' * 50) for n in range(100)]")
+    done = subprocess.run([PYTHON, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0 and done.stderr.count("\n") == 100
+    files = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert set(files) == {"copy.log", "copy.log.1"}
+    assert 1000 <= len(files["copy.log.1"]) < 1200 and len(files["copy.log"]) < 1200
+    lines = [line.split()[4] for name in ("copy.log.1", "copy.log") for line in files[name].splitlines()]
+    assert lines == [str(number) for number in range(100 - len(lines), 100)]
+    assert "secret" not in "".join(files.values())
+
+
+def test_a_copy_that_cannot_be_written_is_not_missed_twice(tmp_path):
+    code = (f"import sys, pathlib; sys.path.insert(0, {str(SRC)!r}); import logging, service; "
+            "service.setup_logging(pathlib.Path('/dev/full')); logging.info('one'); logging.info('two')")
+    done = subprocess.run([PYTHON, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stderr.splitlines()) == (0, ["one", "two"])
