@@ -124,7 +124,8 @@ class Lanes:
         if len(self.under_way) >= (1 if self.one_at_a_time else MAX_UNDER_WAY):
             return LOOK_AGAIN_SECONDS
         if self._ready_replies or self._ready:
-            return max(0.0, self._pace.ready_at() - now, self._paused_until - now)
+            # A pause may be longer than a lock can wait (threading.TIMEOUT_MAX): it is looked at again.
+            return min(LOOK_AGAIN_SECONDS, max(0.0, self._pace.ready_at() - now, self._paused_until - now))
         self._forget_rested(now)
         return min(LOOK_AGAIN_SECONDS, self._waiting[0][0] - now) if self._waiting else LOOK_AGAIN_SECONDS
 
