@@ -13,6 +13,7 @@ help:
 	@echo "make demo ONCE=1 the same, ends by itself"
 	@echo "make test        prepare what the tests need, run them all (as root: on a booted machine too)"
 	@echo "make bench       measure it, next to its floors and a service on aiohttp; BENCH_ARGS=--help has the options"
+	@echo "make chaos       campaigns that kill, starve and confuse it, long; SEED=, CAMPAIGN=, ROUNDS="
 	@echo "make install     install below PREFIX ($(PREFIX)), configuration below /etc; DESTDIR is honoured"
 	@echo "make uninstall   remove what was installed; settings and data are kept"
 
@@ -35,7 +36,12 @@ bench: .venv-bench/stamp
 	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
+chaos:
+	@PYTHON=$(PYTHON) tests/prepare.sh
+	@PATH="$$PATH:/usr/sbin:/sbin" PYTHONPATH=src:tests .venv-test/bin/python -m chaos $(CAMPAIGN) --long \
+		$(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS))
+
 clean:
 	rm -rf .venv-test .venv-bench .pytest_cache .ruff_cache .hypothesis
 
-.PHONY: help demo install uninstall test bench clean
+.PHONY: help demo install uninstall test chaos bench clean

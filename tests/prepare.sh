@@ -6,7 +6,7 @@ cd "$(dirname -- "$0")/.."
 : "${PYTHON:=python3}"
 
 # python3-venv: ensurepip; mmdebstrap, systemd-container: the booted machine; the others: what the tests check with.
-packages="python3-venv mmdebstrap systemd-container util-linux sudo acl shellcheck man-db curl"
+packages="python3-venv mmdebstrap systemd-container util-linux sudo acl shellcheck man-db curl gcc libc6-dev"
 
 install_packages() {
     missing=

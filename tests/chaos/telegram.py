@@ -14,6 +14,8 @@ import threading
 import time
 from collections import deque
 
+ANSWER_SECONDS = 0.03  # so that calls are under way when the power is cut
+
 
 class Handler(http.server.BaseHTTPRequestHandler):
     """One connection. `server.result_of(method, fields)` has the answers."""
@@ -74,7 +76,7 @@ class Server(http.server.ThreadingHTTPServer):
     def updates(self, fields):
         with self.changed:
             self.changed.wait_for(lambda: self.waiting, min(int(fields["timeout"]), 5))
-            return [self.waiting.popleft() for _ in range(min(10, len(self.waiting)))]
+            return [self.waiting.popleft() for _ in range(min(4, len(self.waiting)))]
 
 
 class Hostile:
@@ -99,7 +101,9 @@ class Hostile:
             return json.dumps(answer).encode()
         with self._lock:
             self.spoilt += 1
-            return json.dumps(self._spoil(answer)).encode()
+            # Were most polls refused, the bot would back off, and few of the updates would be fetched.
+            spoilt = self._spoil(answer["result"] if method == "getUpdates" else answer)
+            return json.dumps({**answer, "result": spoilt} if method == "getUpdates" else spoilt).encode()
 
     def update(self, update):
         with self._server.changed:
@@ -122,8 +126,12 @@ class Hostile:
 
 def main(port, path):
     ledger = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    Server(int(port), lambda chat, text: os.write(
-        ledger, (json.dumps({"chat": chat, "text": text}) + "\n").encode())).serve_forever()
+
+    def taken(chat, text):
+        os.write(ledger, (json.dumps({"chat": chat, "text": text}) + "\n").encode())
+        time.sleep(ANSWER_SECONDS)
+
+    Server(int(port), taken).serve_forever()
 
 
 if __name__ == "__main__":
