@@ -9,7 +9,6 @@ is on disk: a crash between leaves the link made and the code usable for the sam
 
 from __future__ import annotations
 
-import calendar
 import logging
 import secrets
 import time
@@ -108,8 +107,9 @@ class Links:
 
     def to_welcome(self, now: float) -> list[Link]:
         """Links that nobody has been told of in their chat. One older than a day is no news any more."""
-        return [link for link in self.all().values()
-                if not link.welcomed and now - WELCOME_SECONDS < _seconds(link.linked_at) < now + WELCOME_SECONDS]
+        since, until = _iso(now - WELCOME_SECONDS), _iso(now + WELCOME_SECONDS)
+        # Times of this form sort as text does; to parse them takes half a second where there are 100,000.
+        return [link for link in self.all().values() if not link.welcomed and since < link.linked_at < until]
 
     def _change(self, link: Link, **fields) -> None:
         with self._users.update() as users:
@@ -169,10 +169,3 @@ def _unused(codes: dict) -> str:
 
 def _iso(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
-
-
-def _seconds(iso: str) -> float:
-    try:
-        return calendar.timegm(time.strptime(iso, "%Y-%m-%dT%H:%M:%SZ"))
-    except ValueError:
-        return 0.0
