@@ -7,7 +7,6 @@ the update: an update that is handled twice is answered once.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
@@ -26,14 +25,14 @@ from markdown import escape
 from notification import photo_name
 from outbox import OutboxError
 from scripts_socket import ScriptsError, checked, list_scripts
+from status_page import button, digest, short, status_page
 from telegram_api import TelegramError, TelegramUnreachable
 
 log = logging.getLogger("chat")
 
-PAGE_SCRIPTS = 30  # a keyboard holds about 100 buttons and 10 kB
 MAX_RUNS_PER_CHAT = 2
+MAX_AT_WORK_PER_CHAT = 4
 MAX_IMAGE_BYTES = 50 << 20
-SHOWN_NAME = 40
 _COMMAND = re.compile(r"/([A-Za-z0-9_]{1,32})(?:@([A-Za-z0-9_]+))?(?:\s|$)")
 
 COMMANDS = {
@@ -55,26 +54,47 @@ class Chat:
         self._username = ""
         self._lock = threading.Lock()
         self._running: dict[int, set] = {}
+        self._at_work: dict[int, int] = {}
         self._commands = {"start": self._start, "help": self._help, "whoami": self._whoami, "status": self._status,
                           "test": self._test, "stop": self._stop}
         self._presses = {"run": self._run, "page": self._page, "stop": self._confirm_stop}
 
     def introduce(self) -> None:
         """Learn the bot's own name and tell Telegram its commands. Raises what the API raises."""
-        self._username = str(self._api.call("getMe").get("username", ""))
+        me = self._api.call("getMe")
+        if not isinstance(me, dict):
+            raise TelegramUnreachable("getMe does not say who this bot is", unknown=False)
+        self._username = str(me.get("username", ""))
         self._api.call("setMyCommands", {"commands": [{"command": command, "description": description}
                                                       for command, description in COMMANDS.items()]})
         log.info("this bot is @%s", self._username)
 
     def handle(self, update: dict, begin) -> None:
         """Answer an update. `begin()` is called before anything that must not be done twice."""
-        message, press = update.get("message"), update.get("callback_query")
-        if isinstance(press, dict):
-            message = press.get("message")
-        chat = message.get("chat") if isinstance(message, dict) else None
-        if not isinstance(chat, dict) or type(chat.get("id")) is not int:
+        event = _event(update, begin)
+        if event is None:
             return
-        event = _Event(update, chat, message, press, begin)
+        with self._turn(event) as is_free:
+            if is_free:
+                self._answer(event, event.press, event.message)
+            else:
+                self._reply(event, "One thing after the other, please: I am still at what you asked before.")
+
+    @contextmanager
+    def _turn(self, event: _Event):
+        """Whether this chat may have one more update worked on; the service is there for the others, too."""
+        with self._lock:
+            at_work = self._at_work.get(event.chat_id, 0)
+            self._at_work[event.chat_id] = at_work + 1
+        try:
+            yield at_work < MAX_AT_WORK_PER_CHAT
+        finally:
+            with self._lock:
+                self._at_work[event.chat_id] -= 1
+                if not self._at_work[event.chat_id]:
+                    del self._at_work[event.chat_id]
+
+    def _answer(self, event: _Event, press: dict | None, message: dict) -> None:
         try:
             if isinstance(press, dict):
                 self._press(event, str(press.get("data", "")))
@@ -87,10 +107,8 @@ class Chat:
 
     def interrupted(self, update: dict) -> None:
         """A restart came while this update was worked on, and it is not worked on again."""
-        message = update.get("callback_query", {}).get("message", {})
-        chat_id = message.get("chat", {}).get("id")
-        if type(chat_id) is int:
-            event = _Event(update, {"id": chat_id}, message, None, None)
+        event = _event(update, None)
+        if event:
             self._reply(event, "The service was restarted while this script ran, so what it found is not known. "
                                "Press Run in /status to run it again.")
 
@@ -174,7 +192,7 @@ class Chat:
         if self._must_be_linked(event, link):
             self._reply(event, f"Unlink this chat from `{link.user}`? Your scripts go on running, and you are told "
                                "nothing any more.",
-                        buttons=[[_button("Yes, unlink", "stop:yes"), _button("No, keep it", "stop:no")]])
+                        buttons=[[button("Yes, unlink", "stop:yes"), button("No, keep it", "stop:no")]])
 
     def _confirm_stop(self, event: _Event, link: Link | None, answer: str) -> None:
         self._answer_press(event, "")
@@ -209,24 +227,10 @@ class Chat:
         except ScriptsError as error:
             self._edit(event, f"Your scripts cannot be listed: {error}.", [])
 
-    def _status_page(self, link: Link, page: int) -> tuple[str, list]:
-        scripts = list_scripts(self._settings.scripts_dir, link.user)
-        if not scripts:
-            return ("You have no scripts yet. Put one into ~/user/notifications/ and it runs every five minutes.", [])
-        pages = (len(scripts) - 1) // PAGE_SCRIPTS + 1
-        page = min(page, pages - 1)
-        shown = scripts[page * PAGE_SCRIPTS:(page + 1) * PAGE_SCRIPTS]
-        heading = f"{len(scripts)} script{'s' if len(scripts) > 1 else ''} of {link.user}"
-        heading += f", page {page + 1} of {pages}" if pages > 1 else ""
-        now = time.time()
-        text = heading + "".join(f"\n\n{_describe(script, now)}" for script in shown)
-        buttons = [[_button(f"▶ Run {_short(script['name'])}", f"run:{_digest(script['name'])}")]
-                   for script in shown if not script.get("refused")]
-        turn = [_button(label, f"page:{number}") for label, number in (("◀ Back", page - 1), ("Next ▶", page + 1))
-                if 0 <= number < pages]
-        return text, buttons + ([turn] if turn else [])
+    def _status_page(self, link: Link, number: int) -> tuple[str, list]:
+        return status_page(link.user, list_scripts(self._settings.scripts_dir, link.user), number, time.time())
 
-    def _run(self, event: _Event, link: Link | None, digest: str) -> None:
+    def _run(self, event: _Event, link: Link | None, pressed: str) -> None:
         if link is None:
             self._answer_press(event, "This chat is not linked any more.")
             return
@@ -235,12 +239,12 @@ class Chat:
         except ScriptsError as error:
             self._answer_press(event, f"It cannot be run: {error}.")
             return
-        name = next((script["name"] for script in scripts if _digest(script["name"]) == digest), None)
+        name = next((script["name"] for script in scripts if digest(script["name"]) == pressed), None)
         if name is None:
             self._answer_press(event, "This script is not there any more.")
             return
         refusal = self._reserve(event.chat_id, name)
-        self._answer_press(event, refusal or f"Running {_short(name)} …")
+        self._answer_press(event, refusal or f"Running {short(name)} …")
         if refusal:
             return
         try:
@@ -253,7 +257,7 @@ class Chat:
         with self._lock:
             running = self._running.setdefault(chat_id, set())
             if name in running:
-                return f"{_short(name)} is running already."
+                return f"{short(name)} is running already."
             if len(running) >= MAX_RUNS_PER_CHAT:
                 return f"{len(running)} of your scripts are running already."
             running.add(name)
@@ -381,6 +385,19 @@ def _image_file(descriptor: int | None):
         yield file
 
 
+def _event(update: dict, begin) -> _Event | None:
+    """What an update says, None where nothing in it can be answered in a chat."""
+    message, press = update.get("message"), update.get("callback_query")
+    if isinstance(press, dict):
+        message = press.get("message")
+    else:
+        press = None
+    chat = message.get("chat") if isinstance(message, dict) else None
+    if not isinstance(chat, dict) or type(chat.get("id")) is not int:
+        return None
+    return _Event(update, chat, message, press, begin)
+
+
 def _person(chat: dict) -> str:
     """`Jana (@jana)`, as the link page shows whom a code belongs to."""
     name = " ".join(str(chat[part]) for part in ("first_name", "last_name") if chat.get(part))
@@ -388,44 +405,3 @@ def _person(chat: dict) -> str:
     if name and username:
         return f"{name} ({username})"
     return name or username or f"chat {chat['id']}"
-
-
-def _button(text: str, data: str) -> dict:
-    return {"text": text, "callback_data": data}
-
-
-def _digest(name: str) -> str:
-    """A key for a script that fits into callback_data, which has 64 bytes, however long the name is."""
-    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:24]
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= SHOWN_NAME else name[:SHOWN_NAME - 1] + "…"
-
-
-def _describe(script: dict, now: float) -> str:
-    if script.get("refused"):
-        return f"⛔ {_short(script['name'])}\nis not run: {script['refused']}"
-    mark = "⚠️" if script.get("last_error") else "•"
-    text = f"{mark} {_short(script['name'])}\nlast run {_ago(script.get('last_run'), now)}, " \
-           f"last sent {_ago(script.get('last_sent'), now)}, next run {_ahead(script.get('next_run'), now)}"
-    return text + (f"\n{str(script['last_error'])[:200]}" if script.get("last_error") else "")
-
-
-def _ago(seconds, now: float) -> str:
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        return "never"
-    return f"{_span(max(0, now - seconds))} ago"
-
-
-def _ahead(seconds, now: float) -> str:
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        return "not scheduled"
-    return f"in {_span(seconds - now)}" if seconds > now else "now"
-
-
-def _span(seconds: float) -> str:
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"

@@ -23,8 +23,9 @@ log = logging.getLogger("delivery")
 MAX_BACKOFF_SECONDS = 60
 TOKEN_RETRY_SECONDS = 60
 DISK_RETRY_SECONDS = 5
+ERROR_RETRY_SECONDS = 60
 STUCK_SECONDS = 180
-FLOOD_CHATS = 3
+FLOOD_CHATS, FLOOD_SECONDS = 3, 20
 
 
 class Outcome:
@@ -207,20 +208,31 @@ class Delivery:
         self._work.put(lane)
 
     def _work_on(self) -> None:
-        while True:
-            lane = self._work.get()
-            try:
-                self._deliver(lane)
-            except OSError as error:
-                log.error("outbox: %s; trying again in %d s", error, DISK_RETRY_SECONDS)
-                lane.parked_until = time.monotonic() + DISK_RETRY_SECONDS
-            finally:
-                with self._changed:
-                    self._lanes.give_back(lane)
-                    if self._stopping:
-                        self._changed.notify_all()
-                    else:
-                        self._wake()
+        try:
+            while True:
+                self._work_once(self._work.get())
+        finally:
+            # An error of ours has ended this worker, and is logged; another takes its place.
+            with self._changed:
+                self._workers.remove(threading.current_thread())
+
+    def _work_once(self, lane: Lane) -> None:
+        pause = ERROR_RETRY_SECONDS
+        try:
+            self._deliver(lane)
+            pause = 0
+        except OSError as error:
+            log.error("outbox: %s; trying again in %d s", error, DISK_RETRY_SECONDS)
+            pause = DISK_RETRY_SECONDS
+        finally:
+            if pause:
+                lane.parked_until = time.monotonic() + pause
+            with self._changed:
+                self._lanes.give_back(lane)
+                if self._stopping:
+                    self._changed.notify_all()
+                else:
+                    self._wake()
 
     def _deliver(self, lane: Lane) -> None:
         """One call for the message at the head of a lane."""
@@ -356,11 +368,11 @@ class Delivery:
         lane.parked_until = now + seconds + 0.1
         lane.pace.slow_down()
         with self._changed:
-            self._flooded = {chat: until for chat, until in self._flooded.items() if until > now}
-            self._flooded[lane.chat_id] = now + seconds
+            self._flooded = {chat: when for chat, when in self._flooded.items() if now - when < FLOOD_SECONDS}
+            self._flooded[lane.chat_id] = now
             if len(self._flooded) >= FLOOD_CHATS:
                 # Several chats at once are refused for what the bot does, not for what one chat got.
-                self._lanes.pause(min(self._flooded.values()))
+                self._lanes.pause(now + min(seconds, MAX_BACKOFF_SECONDS))
                 self._lanes.slow_down()
 
     def _pause_for_token(self, error: TelegramError) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import queue
 import threading
 import time
@@ -32,7 +33,7 @@ class Gateway:
 
     def dispatch(self, user: str, title: str, message: str, script: str) -> None:
         """Show a notification on the desktop of `user`. Returns at once; nothing where there is no gateway."""
-        if not self._path.exists():
+        if not os.path.exists(self._path):  # where Path.exists() raises for a folder that may not be entered
             return
         timestamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         notification = {"id": str(uuid.uuid4()), "title": title, "message": message, "script": script,

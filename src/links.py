@@ -80,8 +80,10 @@ class Links:
         with self._codes.update() as codes:
             entry = _valid_entry(codes, code, now)
             with self._users.update() as users:
-                users[user] = {"chat_id": entry["chat_id"], "linked_at": _iso(now),
-                               "chat_name": str(entry.get("chat_name", ""))}
+                old = users[user] if isinstance(users.get(user), dict) else {}
+                kept = {name: value for name, value in old.items() if name not in ("blocked", "welcomed_at")}
+                users[user] = kept | {"chat_id": entry["chat_id"], "linked_at": _iso(now),
+                                      "chat_name": str(entry.get("chat_name", ""))}
             del codes[code]
         return entry["chat_id"]
 

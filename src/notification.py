@@ -19,6 +19,7 @@ MAX_TEXT = 4096
 MAX_CAPTION = 1024
 MAX_PARTS = 20
 MAX_ENTITIES = 100  # Telegram drops the rest of a message's without a word
+MAX_DELIMITERS = 100_000
 MAX_PHOTO_BYTES = 10 << 20  # sendPhoto; beyond it the same file goes by sendDocument
 LATE_SECONDS = 900
 PARSE_MODES = ("Markdown", "MarkdownV2", "HTML", "")
@@ -126,7 +127,10 @@ class _Text:
 
 def _body(message: dict, late_since: float | None, parse_mode: str) -> _Text:
     text = message.get("text") or ""
-    if parse_mode == "Markdown":
+    if parse_mode == "Markdown" and sum(map(text.count, "*_`[")) > MAX_DELIMITERS:
+        # More than any number of parts can show, and each entity takes memory.
+        body = _Text(text, [])
+    elif parse_mode == "Markdown":
         try:
             body = _Text(*markdown.parse(text))
         except markdown.MarkdownError:
@@ -146,9 +150,10 @@ def _text_steps(title: str, body: _Text) -> list[Step]:
     if len(whole.text) <= MAX_TEXT and len(whole.entities) <= MAX_ENTITIES:
         return [Step("sendMessage", whole.params("text"))]
     starts = [entity["offset"] for entity in whole.entities]
-    pieces = [whole.cut(start, end) for start, end in split(whole.text, MAX_TEXT - _NUMBER_ROOM, starts)]
-    if len(pieces) > MAX_PARTS:
+    cuts = split(whole.text, MAX_TEXT - _NUMBER_ROOM, starts)
+    if len(cuts) > MAX_PARTS:
         return [_as_file(title, body, whole)]
+    pieces = [whole.cut(start, end) for start, end in cuts]
     return [Step("sendMessage", _numbered(piece, number, len(pieces)).params("text"))
             for number, piece in enumerate(pieces, 1)]
 

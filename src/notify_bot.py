@@ -285,7 +285,7 @@ def main(arguments: list[str]) -> int:
         log.critical("%s", error)
         return EX_CANTCREAT
     except OSError as error:
-        log.critical("cannot listen: %s", error)
+        log.critical("cannot start: %s", error)
         return EX_UNAVAILABLE
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import threading
 
 import scripts_socket
@@ -42,7 +43,7 @@ class Overdue:
     def look(self) -> None:
         """Ask for the scripts of everyone who has a socket for them, and tell of those that are overdue."""
         for link in list(self._links.all().values()):
-            if link.blocked or not (self._scripts_dir / f"{link.user}.sock").exists():
+            if link.blocked or not os.path.exists(self._scripts_dir / f"{link.user}.sock"):
                 continue
             try:
                 scripts = scripts_socket.list_scripts(self._scripts_dir, link.user)

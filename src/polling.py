@@ -142,7 +142,8 @@ class Poller:
                 entry["started"] = True
 
     def _spawn(self, update: dict, interrupted: bool) -> None:
-        self._slots.acquire()
+        while not self._slots.acquire(timeout=1):
+            self.beat = time.monotonic()  # each handler comes to an end, and a slot becomes free
         threading.Thread(target=self._handle, args=(update, interrupted), name="update", daemon=True).start()
 
     def _handle(self, update: dict, interrupted: bool) -> None:

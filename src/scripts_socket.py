@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
 CONNECT_SECONDS = 10
 LIST_SECONDS = 20
 RUN_SECONDS = 90  # a script has 60, and its service has to start
-MAX_ANSWER_BYTES = 16 << 20
+MAX_ANSWER_BYTES = 6 << 20  # 1 MiB of output, every byte of it escaped
+MAX_DESCRIPTORS = 2
 
 
 class ScriptsError(Exception):
@@ -49,13 +51,13 @@ def checked(answer: dict) -> dict:
 
 
 def _exchange(path: Path, request: dict, seconds: float, descriptors: list[int]) -> dict:
+    deadline = time.monotonic() + seconds
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
             connection.settimeout(CONNECT_SECONDS)
             connection.connect(os.fspath(path))
-            connection.settimeout(seconds)
             connection.sendall(json.dumps(request).encode() + b"\n")
-            answer = json.loads(_line(connection, descriptors))
+            answer = json.loads(_line(connection, descriptors, deadline))
         except (FileNotFoundError, PermissionError, ConnectionRefusedError):
             raise ScriptsError("scripts cannot be reached from the chat: ask your administrator for "
                                "notify-add-analyst") from None
@@ -68,15 +70,20 @@ def _exchange(path: Path, request: dict, seconds: float, descriptors: list[int])
     return answer
 
 
-def _line(connection: socket.socket, descriptors: list[int]) -> bytes:
-    data = b""
+def _line(connection: socket.socket, descriptors: list[int], deadline: float) -> bytes:
+    """One line. The deadline is for all of it: whoever answers is not trusted to come to an end."""
+    data = bytearray()
     while not data.endswith(b"\n"):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        connection.settimeout(left)
         # One more than is wanted: descriptors that do not fit would be closed by the kernel, unseen.
         piece, received, _, _ = socket.recv_fds(connection, 1 << 16, 2, socket.MSG_CMSG_CLOEXEC)
         descriptors += received
         if not piece:
             break
         data += piece
-        if len(data) > MAX_ANSWER_BYTES:
+        if len(data) > MAX_ANSWER_BYTES or len(descriptors) > MAX_DESCRIPTORS:
             raise ValueError("the answer is too long")
-    return data
+    return bytes(data)

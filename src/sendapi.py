@@ -13,6 +13,8 @@ import os
 import pwd
 import stat
 import tempfile
+import threading
+import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -33,6 +35,8 @@ DEFAULT_WAIT_SECONDS = 20
 MAX_BUTTONS = 100
 MAX_KEY = 200
 TRUSTED_GROUP = "data-ops"
+# JSON may take thirty times its size while it is an object, so few are parsed at a time.
+_PARSING = threading.Semaphore(2)
 
 
 class Context:
@@ -50,6 +54,7 @@ def post_send(handler: Handler) -> None:
     """POST /send, JSON."""
     fields = _json(handler)
     user, message, options = _recipient(handler.peer, fields), _message(fields, "text"), _options(fields)
+    del fields  # whatever else was in it would stay in memory while the caller waits
     if not message["text"] and not message.get("title"):
         raise HTTPProblem(400, "text is missing")
     _accept(handler, user, message, options)
@@ -65,6 +70,7 @@ def post_send_photo(handler: Handler) -> None:
                 fields = _json(handler)
                 name = _copy_photo(handler.peer, fields, file)
             user, message, options = _recipient(handler.peer, fields), _message(fields, "caption"), _options(fields)
+            del fields
             message["photo"], message["photo_size"] = _picture(file, name)
             file.flush()
             os.fsync(file.fileno())
@@ -102,15 +108,15 @@ def _accept(handler: Handler, user: str, message: dict, options: tuple, photo: P
     key = handler.headers.get("Idempotency-Key")
     if key is not None and not 0 < len(key) <= MAX_KEY:
         raise HTTPProblem(400, f"Idempotency-Key must have 1 to {MAX_KEY} characters")
-    # A key is the caller's own: two users may well both number their messages.
-    entry_id = context.outbox.identify(None if key is None else f"{handler.peer.uid}\0{key}")
+    # A key is the caller's own, and for one recipient: two users may well both number their messages.
+    entry_id = context.outbox.identify(None if key is None else f"{handler.peer.uid}\0{user}\0{key}")
     with nullcontext() if key is None else context.outbox.claim(entry_id) as found:
         if found is None:
             entry = _add(context, entry_id, user, message, script, photo)
             receipt = context.delivery.submit(entry)
         else:
             receipt = context.delivery.watch(entry_id)
-    outcome = receipt.wait(wait) if receipt else _settled(*found)
+    outcome = receipt.wait(wait) if receipt else _settled(context, entry_id)
     if outcome is None:
         handler.answer(202, {"ok": True, "queued": True, "id": entry_id})
     elif outcome.status == 200:
@@ -141,11 +147,12 @@ def _add(context: Context, entry_id: str, user: str, message: dict, script: str,
     return entry
 
 
-def _settled(state: str, entry: dict) -> Outcome:
+def _settled(context: Context, entry_id: str) -> Outcome | None:
     """What became of a message that was accepted earlier and is not queued any more."""
+    state, entry = context.outbox.find(entry_id, time.time()) or ("queued", {})
     if state == "failed":
         return Outcome(entry.get("code", 502), str(entry.get("reason", "refused")))
-    return Outcome(200)
+    return Outcome(200) if state == "sent" else None
 
 
 def _recipient(peer, fields: dict) -> str:
@@ -172,7 +179,8 @@ def _trusted_gid() -> int | None:
 def _json(handler: Handler) -> dict:
     data = handler.body(MAX_JSON_BYTES)
     try:
-        fields = json.loads(data)
+        with _PARSING:
+            fields = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise HTTPProblem(400, f"the body is not JSON: {error}") from None
     if not isinstance(fields, dict):

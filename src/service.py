@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 
 LISTEN_FDS_START = 3
+MAX_MESSAGE = 2000
 LOG_COPY_BYTES = 4 << 20
 
 
@@ -130,6 +131,13 @@ class _Format(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(message)s" if dated else "%(message)s")
         self._journal = journal
         self._secrets = secrets
+
+    def formatMessage(self, record):
+        """A name or an answer from outside must not be able to write lines of its own, or long ones."""
+        record.message = record.message[:MAX_MESSAGE]
+        if not record.message.isprintable():
+            record.message = "".join(char if char.isprintable() else repr(char)[1:-1] for char in record.message)
+        return super().formatMessage(record)
 
     def format(self, record):
         text = super().format(record)

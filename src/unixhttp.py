@@ -15,6 +15,7 @@ import logging
 import os
 import socket
 import socketserver
+import stat
 import struct
 import threading
 import time
@@ -27,6 +28,9 @@ MAX_CONNECTIONS = 512
 MAX_CONNECTIONS_PER_USER = 256
 MAX_HEADER_BYTES = 64 << 10
 MAX_REQUEST_LINE = 8 << 10
+FREE_BODY_BYTES = 64 << 10
+MAX_BODIES_PER_USER = 4 << 20
+MAX_BODIES = 16 << 20
 HEADER_SECONDS = 10
 BODY_SECONDS = 60
 IDLE_SECONDS = 60
@@ -113,6 +117,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._reader = _Reader(self.connection)
         self.rfile = io.BufferedReader(self._reader, 16384)
         self.unread, self.command, self.request_version = 0, None, self.protocol_version
+        self._reserved = 0
 
     def finish(self):
         """Close so that a client still sending gets to read its answer: closing at once would reset it."""
@@ -155,13 +160,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if len(self.raw_requestline) > MAX_REQUEST_LINE:
             self.send_error(414)
             return
-        if not self.raw_requestline or not self.parse_request():
+        if not self.raw_requestline or not self._parse():
             return
         try:
             self.unread = self._body_length()
             self._route()(self)
         except HTTPProblem as problem:
             self.problem(problem.status, str(problem), problem.headers, problem.close)
+        finally:
+            self.server.release(self.peer.uid, self._reserved)
+            self._reserved = 0
+
+    def _parse(self) -> bool:
+        try:
+            return self.parse_request()
+        except ValueError:  # the parser of headers decodes some parameters at once, and cannot always
+            self.send_error(400, "a header cannot be decoded")
+            return False
 
     def _route(self):
         path = self.path.partition("?")[0]
@@ -196,7 +211,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return self.unread
 
     def body(self, limit: int) -> bytes:
-        """The whole body, in memory."""
+        """The whole body, in memory, which is bounded for each user and in all; 503 where there is no room."""
+        length = self.limit_body(limit)
+        if length > FREE_BODY_BYTES:
+            self._reserved = self.server.reserve(self.peer.uid, length)
         return b"".join(self.body_chunks(limit))
 
     def body_chunks(self, limit: int):
@@ -267,6 +285,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self.stopping = threading.Event()
         self.beat = time.monotonic()
         self._changed = threading.Condition()
+        self._bodies: dict[int, int] = {}
         self._connections: dict[socket.socket, list] = {}  # [uid, is a request being served]
 
     def service_actions(self):
@@ -285,6 +304,22 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
             request.sendall(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n"
                             b"Content-Length: 0\r\nConnection: close\r\n\r\n")
         return False
+
+    def reserve(self, uid: int, size: int) -> int:
+        """Room for a body of `size` bytes until its request is answered; raises HTTPProblem where there is none."""
+        with self._changed:
+            of_user, in_all = self._bodies.get(uid, 0), sum(self._bodies.values())
+            if of_user + size > MAX_BODIES_PER_USER or in_all + size > MAX_BODIES:
+                raise HTTPProblem(503, "too many large requests are being served", {"Retry-After": "1"}, close=True)
+            self._bodies[uid] = of_user + size
+        return size
+
+    def release(self, uid: int, size: int) -> None:
+        if size:
+            with self._changed:
+                self._bodies[uid] -= size
+                if not self._bodies[uid]:
+                    del self._bodies[uid]
 
     def shutdown_request(self, request):
         with self._changed:
@@ -336,6 +371,9 @@ def listen(path: os.PathLike) -> socket.socket:
     except FileNotFoundError:
         pass
     except ConnectionRefusedError:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            listener.close()
+            raise OSError(errno.ENOTSOCK, "something that is no socket is there", os.fspath(path)) from None
         os.unlink(path)
     listener.bind(os.fspath(path))
     os.chmod(path, 0o660)

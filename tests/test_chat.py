@@ -15,6 +15,8 @@ import pytest
 
 import links
 from live import TOKEN, Bot, Telegram, png, until
+from scripts_socket import ScriptsError
+from scripts_socket import ask as ask_scripts
 
 CHATS = itertools.count(777)
 
@@ -160,7 +162,7 @@ class ScriptsSocket:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(bot.folder / "scripts" / f"{user}.sock"))
         self._listener.listen()
-        self.answers, self.requests = [], []
+        self.answers, self.requests, self.held = [], [], ("run",)
         self.hold, self.running = threading.Event(), threading.Event()
         self.hold.set()
         self._thread = threading.Thread(target=self._serve)
@@ -174,7 +176,7 @@ class ScriptsSocket:
                 if not request:
                     return
                 self.requests.append(json.loads(request))
-                if self.requests[-1]["do"] == "run":
+                if self.requests[-1]["do"] in self.held:
                     self.running.set()
                     self.hold.wait(20)
                 answer, *rest = self.answers.pop(0)
@@ -307,3 +309,44 @@ def test_an_unreadable_store_is_told_to_the_person(bot, telegram, chat_id):
     assert subprocess.run(["grep", "-c", "Traceback", bot.folder / "notify_bot.py.log"]).returncode == 1
 
 
+
+
+def test_who_asks_too_much_at_once_holds_nobody_up(bot, telegram, linked, scripts):
+    """Whoever answers for the scripts may take all the time there is."""
+    scripts.answers += [line(ok=True, scripts=entries("a.py"))] * 12
+    scripts.hold.clear()
+    scripts.held = ("list", "run")
+    for _ in range(12):
+        telegram.types(linked, "/status")
+    until(lambda: telegram.texts(linked).count(
+        "One thing after the other, please: I am still at what you asked before.") == 8)
+    other = next(CHATS)
+    telegram.person(other)
+    assert "linked to nobody" in ask(telegram, other, "/whoami")[0]["text"]
+    scripts.hold.set()
+    until(lambda: sum("a.py" in text for text in telegram.texts(linked)) == 4, 20)
+
+
+def test_an_answer_that_trickles_in_ends_at_the_deadline(tmp_path):
+    path = tmp_path / "alice.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        stop = threading.Event()
+
+        def trickle():
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                while not stop.wait(0.1):
+                    connection.sendall(b" ")
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        started = time.monotonic()
+        try:
+            with pytest.raises(ScriptsError, match="in time"), ask_scripts(tmp_path, "alice", {"do": "list"}, 1):
+                pass
+            assert time.monotonic() - started < 2
+        finally:
+            stop.set()
+            thread.join()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +56,8 @@ def threads(pid):
     (b"GET / HTTP/1.1\r\nX: " + b"y" * 70_000 + b"\r\n\r\n", 431),
     (b"GET /" + b"y" * 70_000 + b" HTTP/1.1\r\n\r\n", 414),
     (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
+    (b"POST /send_photo HTTP/1.1\r\nContent-Type: multipart/form-data; boundary*=idna''%ff\r\n"
+     b"Content-Length: 2\r\n\r\n{}", 400),
     (b"GET /health HTTP/9.9\r\n\r\n", 505),
     (b"GET\r\n\r\n", 400),
 ])
@@ -185,6 +188,45 @@ def test_a_stale_socket_is_replaced_and_a_live_one_is_not(tmp_path):
     bot.start()
     assert bot.get("/health").json()["linked"] == 0
     assert bot.stop() == 0
+
+
+def test_a_file_where_the_socket_should_be_is_left_alone(tmp_path):
+    bot = Bot(tmp_path, NOWHERE)
+    bot.socket_path.write_text("precious")
+    process = Process("notify_bot.py", folder=tmp_path, **bot.environment)
+    assert process.process.wait(10) == 69
+    process.stop()
+    assert bot.socket_path.read_text() == "precious"
+
+
+def test_large_bodies_are_bounded_in_memory(tmp_path):
+    """A body of 1 MiB becomes an object of thirty, and the unit has 256 MiB for everybody."""
+    bot = Bot(tmp_path, NOWHERE)
+    bot.users(**{ME: 42})
+    bot.start()
+    body = b'{"text": "x", "wait": 5, "junk": [' + b"{}," * 349_000 + b"{}]}"
+    answers = []
+
+    def send():
+        with contextlib.suppress(OSError):
+            answers.append(bot.post("/send", data=body).status_code)
+
+    clients = [threading.Thread(target=send) for _ in range(24)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    assert set(answers) == {202, 503}
+    status = Path(f"/proc/{bot.process.pid}/status").read_text()
+    assert int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) < 128 << 10
+    assert bot.stop() == 0
+
+
+def test_nobody_writes_lines_into_the_log(bot):
+    assert bot.send("x", user="x\ndelivered 12345 to alice in 0.1 s" + "y" * 100_000).status_code in (403, 404)
+    lines = bot.log.splitlines()
+    assert not [line for line in lines if line.startswith("delivered 12345")]
+    assert max(map(len, lines)) < 5000
 
 
 def test_two_services_on_one_outbox_are_refused(tmp_path):

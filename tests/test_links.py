@@ -100,6 +100,14 @@ def test_linking_again_clears_what_was_known_of_the_old_chat(store):
     assert store.of_user("alice").blocked is None
 
 
+def test_fields_of_other_software_survive_a_new_link(store, tmp_path):
+    path = tmp_path / "telegram_users.json"
+    path.write_text('{"alice": {"chat_id": 1, "quiet_hours": [22, 7], "blocked": "x"}}')
+    store.redeem(store.create_code(43, "Jana"), "alice")
+    record = json.loads(path.read_text())["alice"]
+    assert (record["chat_id"], record["quiet_hours"], "blocked" in record) == (43, [22, 7], False)
+
+
 def test_what_is_learned_of_an_old_chat_is_not_written_to_the_new_one(store):
     store.redeem(store.create_code(42, "Jana"), "alice")
     old = store.of_user("alice")

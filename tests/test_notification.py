@@ -1,6 +1,7 @@
 """What a message becomes in Telegram: whole, in order, with its formatting, within every limit."""
 
 import re
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -81,6 +82,15 @@ def test_more_entities_than_telegram_keeps_are_spread_over_parts():
     assert all(len(step.params["entities"]) <= 100 for step in steps) and len(steps) == 4
     photo, *rest = compose({"text": " ".join(words[:101]), "photo": "c.png"})
     assert "caption_entities" not in photo.params and len(rest) == 2
+
+
+@pytest.mark.parametrize("text", ["*a*" * 349_000, "`a` " * 260_000, "_a_\n" * 260_000, "*a*" * 16_000 + "b" * 900_000,
+                                  "\\_" * 500_000, "*" + "a b" * 349_000 + "*"])
+def test_a_hostile_text_is_composed_in_little_time(text):
+    started = time.process_time()
+    (step,) = compose({"text": text, "title": "T"})
+    assert step.method == "sendDocument"
+    assert time.process_time() - started < 10
 
 
 def test_too_long_for_parts_is_a_file():

@@ -278,6 +278,8 @@ def test_a_key_is_sent_once_however_often_it_is_asked_for(bot, telegram):
     assert bot.post("/send_photo", **photo).json() == bot.post("/send_photo", **photo).json()
     assert len(sent_to(telegram, CHAT, "key and photo")) == 1
     assert bot.send("x", headers={"Idempotency-Key": "k" * 201}).status_code == 400
+    if os.getuid() == 0:
+        assert bot.send("for bob", user="bob", headers=headers).json() != first.json()
 
 
 def test_a_key_belongs_to_its_caller(bot, telegram):
@@ -349,6 +351,16 @@ def test_the_gateway_gets_what_was_delivered_and_cannot_harm(bot, telegram):
         assert bot.send("the gateway does not answer this one").status_code == 200
     assert bot.send("and now it is gone").status_code == 200
     until(lambda: "do not reach the desktop gateway" in bot.log)
+
+
+def test_a_gateway_that_cannot_even_be_looked_for_harms_nothing(tmp_path, telegram):
+    bot = Bot(tmp_path, telegram.url, NOTIFY_WS_SOCKET="/run/" + "x" * 300)  # stat(2) fails with ENAMETOOLONG
+    bot.users(**{ME: CHAT + 6})
+    bot.start()
+    assert bot.send("delivered once", wait=10).status_code == 200
+    assert bot.send("and the next", wait=3).status_code == 200
+    assert bot.stop() == 0
+    assert sent_to(telegram, CHAT + 6, "delivered once") == ["delivered once"]
 
 
 def test_many_clients_at_once_lose_nothing_and_order_holds_in_a_chat(bot, telegram):

@@ -1,0 +1,83 @@
+"""The Bot API client, spoken to by servers that are not Telegram."""
+
+import socket
+import threading
+
+import pytest
+
+from telegram_api import TelegramAPI, TelegramError, TelegramUnreachable
+
+
+class Server:
+    """Accepts one connection after another and hands each to `serve(connection)`."""
+
+    def __init__(self, serve):
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._serve = serve
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self):
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with connection:
+                self._serve(connection)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+
+
+def test_a_refusal_that_comes_before_the_body_was_read_is_read(tmp_path):
+    picture = tmp_path / "a.png"
+    picture.write_bytes(b"x" * (20 << 20))
+
+    def refuse(connection):
+        connection.recv(1000)
+        connection.sendall(b"HTTP/1.1 413 Request Entity Too Large\r\nContent-Type: text/html\r\n"
+                           b"Content-Length: 6\r\n\r\n<html>")
+
+    with Server(refuse) as server:
+        api = TelegramAPI("1:x", server.url)
+        for _ in range(3):
+            with pytest.raises((TelegramError, TelegramUnreachable)) as raised:
+                api.call("sendPhoto", {"chat_id": 1}, {"photo": ("a.png", picture)})
+            # The kernel may have thrown the answer away with the connection; then nothing is known.
+            assert getattr(raised.value, "code", 413) == 413
+        api.close()
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{", b"junk\r\n\r\n",
+                                    b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
+                                    b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnull",
+                                    b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{\"ok\": \"x\"}",
+                                    b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 6\r\n\r\n<html>"])
+def test_what_is_no_answer_is_an_unknown_fate_and_names_no_token(answer):
+    def serve(connection):
+        connection.recv(65536)
+        connection.sendall(answer)
+
+    with Server(serve) as server:
+        api = TelegramAPI("123:SECRET", server.url)
+        with pytest.raises(TelegramUnreachable) as raised:
+            api.call("sendMessage", {"chat_id": 1, "text": "x"}, timeout=5)
+        assert raised.value.unknown and "SECRET" not in repr(raised.value)
+        api.close()
+
+
+def test_nobody_there_means_nothing_was_sent():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    api = TelegramAPI("1:x", f"http://127.0.0.1:{port}")
+    with pytest.raises(TelegramUnreachable) as raised:
+        api.call("getMe")
+    assert not raised.value.unknown
+    api.close()
