@@ -4,55 +4,52 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from chaos import Result
 from chaos.load import judge
+from machine import CHECKOUT
 
-CAMPAIGNS = ("kill", "outage", "disk", "clock", "hostile", "crowd")
 SEED = "1"
 
 
 def start(name):
-    path = os.pathsep.join(str(Path(__file__).parents[folder] / part) for folder, part in ((0, "."), (1, "src")))
+    path = os.pathsep.join(str(CHECKOUT / folder) for folder in ("src", "tests"))
     return subprocess.Popen([sys.executable, "-m", "chaos", name, "--seed", SEED], stdout=subprocess.PIPE, text=True,
                             stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path})
 
 
-def passes(process):
-    line = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, line
+@pytest.fixture(scope="module")
+def campaigns(request):
+    """All that are to run, as processes."""
+    processes = {item.callspec.params["name"]: None for item in request.session.items
+                 if item.path == request.path and "campaigns" in item.fixturenames}
+    try:
+        for name in processes:
+            processes[name] = start(name)
+        yield processes
+    finally:
+        for process in filter(None, processes.values()):
+            process.terminate()
+            process.communicate()
+
+
+@pytest.mark.parametrize(("name", "wanted"), [
+    ("crowd", lambda figures: figures["slow_clients"] == 200),
+    ("kill", lambda figures: figures["kills"] == 15 and figures["accepted"] > 50),
+    ("clock", lambda figures: figures["jumps"] == 3 and figures["accepted"] > 12),
+    ("disk", lambda figures: figures["refused"] == 3 * figures["faults"] >= 15),
+    ("hostile", lambda figures: figures["requests"] == 2000 and figures["sets_of_files"] == 8),
+    ("outage", lambda figures: figures["faults"] > 0 and figures["unknown"] >= figures["duplicates"]),
+    pytest.param("power", lambda figures: figures["power_cuts"] == 2, marks=pytest.mark.root),
+])
+def test_a_campaign_loses_nothing(campaigns, name, wanted):
+    line = campaigns[name].communicate(timeout=300)[0]
+    assert campaigns[name].returncode == 0, line
     figures = json.loads(line)
     assert figures["passed"] and not figures.get("lost") and not figures.get("overtaken"), figures
-    return figures
-
-
-def test_campaigns_lose_nothing():
-    processes = {name: start(name) for name in CAMPAIGNS}
-    try:
-        figures = {name: passes(process) for name, process in processes.items()}
-    finally:
-        for process in processes.values():
-            process.kill()
-            process.communicate()
-    assert figures["kill"]["kills"] == 15 and figures["kill"]["accepted"] > 50
-    assert figures["outage"]["faults"] > 0 and figures["outage"]["unknown"] >= figures["outage"]["duplicates"]
-    assert figures["disk"]["refused"] == 3 * figures["disk"]["faults"] >= 15
-    assert figures["clock"]["jumps"] == 3
-    assert figures["hostile"]["requests"] == 2000
-    assert figures["crowd"]["slow_clients"] == 200
-
-
-@pytest.mark.root
-def test_a_power_cut_loses_nothing():
-    process = start("power")
-    try:
-        assert passes(process)["power_cuts"] == 2
-    finally:
-        process.kill()
-        process.communicate()
+    assert wanted(figures), figures
 
 
 @pytest.mark.parametrize(("statuses", "arrived", "problem"), [

@@ -7,6 +7,7 @@ import argparse
 import importlib
 import json
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -35,12 +36,14 @@ def campaign(name, seed, rounds=None, long=False):
 def main():
     parser = argparse.ArgumentParser(prog="python -m chaos", description="Campaigns against the service.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
-    parser.add_argument("--long", action="store_true", help="hundreds of rounds, for an hour's patience")
+    parser.add_argument("--long", action="store_true", help="hundreds of rounds, for the better part of an hour")
     parser.add_argument("--rounds", type=int, help="how much of each campaign")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 30))
     options = parser.parse_args()
     if unknown := set(options.names) - set(NAMES):
         parser.error(f"there is no campaign {', '.join(sorted(unknown))}")
+    # Ended by a signal, a campaign still takes down what it started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     results = []
     for name in options.names or NAMES:
         result = campaign(name, options.seed, options.rounds, options.long)
