@@ -22,6 +22,7 @@ import multipart
 import queueapi
 from delivery import Outcome
 from jsonstore import StoreError
+from links import Link
 from notification import PARSE_MODES, photo_name
 from outbox import OutboxError
 from unixhttp import Handler, HTTPProblem
@@ -62,6 +63,9 @@ def post_send(handler: Handler) -> None:
 
 def post_send_photo(handler: Handler) -> None:
     """POST /send_photo: JSON with `photo_path`, or multipart/form-data with the bytes in the part `photo`."""
+    if not _is_trusted(handler.peer) and not handler.headers.get("Idempotency-Key"):
+        # Who can only send to themselves is refused before their picture takes room on the disk.
+        _link(handler.server.context, _recipient(handler.peer, {}))
     try:
         with handler.server.context.outbox.upload() as (file, path):
             if multipart.is_form(handler.headers.get("Content-Type", "")):
@@ -125,8 +129,8 @@ def _accept(handler: Handler, user: str, message: dict, options: tuple, photo: P
         raise HTTPProblem(outcome.status, outcome.reason)
 
 
-def _add(context: Context, entry_id: str, user: str, message: dict, script: str, photo: Path | None) -> dict:
-    """Accept a message: on disk on return. Raises HTTPProblem, and then nothing was accepted."""
+def _link(context: Context, user: str) -> Link:
+    """The link of a user for whom one more message may be accepted. Raises HTTPProblem."""
     try:
         link = context.links.of_user(user)
     except StoreError as error:
@@ -138,6 +142,12 @@ def _add(context: Context, entry_id: str, user: str, message: dict, script: str,
                                "It takes a new /start there")
     if context.delivery.queued(user) >= MAX_QUEUED:
         raise HTTPProblem(429, f"{MAX_QUEUED} messages for '{user}' are queued", {"Retry-After": "60"})
+    return link
+
+
+def _add(context: Context, entry_id: str, user: str, message: dict, script: str, photo: Path | None) -> dict:
+    """Accept a message: on disk on return. Raises HTTPProblem, and then nothing was accepted."""
+    link = _link(context, user)
     fields = {"user": user, "chat_id": link.chat_id, "message": message, "script": script}
     try:
         entry = context.outbox.add(entry_id, fields, photo)
@@ -157,16 +167,24 @@ def _settled(context: Context, entry_id: str) -> Outcome | None:
 
 def _recipient(peer, fields: dict) -> str:
     """The user a message is for: the caller, unless root or a member of data-ops says otherwise."""
-    try:
-        caller = pwd.getpwuid(peer.uid).pw_name
-    except KeyError:
-        caller = None
+    caller = _name(peer)
     user = _text(fields, "user") or caller
     if user is None:
         raise HTTPProblem(403, f"uid {peer.uid} has no name on this host")
-    if user != caller and peer.uid != 0 and _trusted_gid() not in peer.groups:
+    if user != caller and not _is_trusted(peer):
         raise HTTPProblem(403, f"you are {caller or peer.uid} and cannot send as '{user}'; leave user out")
     return user
+
+
+def _name(peer) -> str | None:
+    try:
+        return pwd.getpwuid(peer.uid).pw_name
+    except KeyError:
+        return None
+
+
+def _is_trusted(peer) -> bool:
+    return peer.uid == 0 or _trusted_gid() in peer.groups
 
 
 def _trusted_gid() -> int | None:

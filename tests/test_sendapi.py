@@ -186,6 +186,18 @@ def test_a_photo_path_of_another_user(bot, tmp_path):
     assert post_as("daemon", bot, "/send_photo", photo_path=str(hard))[0] == 400
 
 
+@pytest.mark.root
+def test_a_picture_for_nobody_is_refused_before_it_is_read(bot):
+    bot.users(**{ME: CHAT})
+    code = POST_AS.replace("sys.argv[3].encode()", "None")
+    code = code.replace('{"Content-Type"', '{"Content-Length": "50000000", "x"')
+    os.chmod(bot.socket_path, 0o666)
+    for folder in (bot.folder, bot.folder.parent, bot.folder.parent.parent):
+        os.chmod(folder, 0o755)
+    status, answer = as_user("daemon", code, str(bot.socket_path), "/send_photo")
+    assert (status, answer["error"]) == (404, "User 'daemon' has no linked Telegram")
+
+
 @pytest.mark.parametrize("body", [
     b"", b"--x", b"--x\r\n", b"--x--\r\n", b"junk", b"--x\r\n\r\n\r\n--x--",
     b'--x\r\nContent-Disposition: form-data; name="photo"; filename="a"\r\n\r\nnot closed',
