@@ -19,7 +19,7 @@ from pathlib import Path
 
 import notify_scripts
 from jsonstore import CorruptStore, StoreError, sync_directory, write_atomic
-from notify_scripts import ScriptsError
+from notify_scripts import ScriptsError, unix_time
 
 log = logging.getLogger("handover")
 
@@ -102,7 +102,7 @@ class Handover:
         known = {message.image for message in pending}
         for name in names:
             if name.endswith(".image") and name not in known:  # of a runner that died before the message
-                os.unlink(self._folder / name)
+                self._remove(name)
         return pending
 
     def _read(self, identity: str) -> Message | None:
@@ -112,7 +112,9 @@ class Handover:
             message = Message(id=identity, **fields)
             if not all(isinstance(getattr(message, name), str) for name in _TEXTS):
                 raise TypeError("a field is not a string")
-            return message._replace(created=float(message.created), since=float(message.since))
+            if None in (unix_time(message.created), unix_time(message.since)):
+                raise TypeError("a time is no number of seconds")
+            return message
         except (OSError, ValueError, TypeError, RecursionError) as error:
             log.error("%s cannot be read and is set aside as *.corrupt: %s", path, error)
             with suppress(OSError):
@@ -203,8 +205,15 @@ class Handover:
         self.pending.remove(message)
         for name in (f"{message.id}.json", message.image):
             if name:
-                (self._folder / name).unlink(missing_ok=True)
+                self._remove(name)
         sync_directory(self._folder)
+
+    def _remove(self, name: str) -> None:
+        """What cannot be removed, such as a folder of that name, is left: it must not keep messages back."""
+        try:
+            (self._folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s cannot be removed: %s", self._folder / name, error.strerror)
 
 
 def _reason(status: int, answer: bytes) -> str:

@@ -356,7 +356,15 @@ def test_a_full_shelf_keeps_the_oldest(analyst):
     assert len(analyst.kept()) == 200
 
 
-@pytest.mark.parametrize("data", [b"", b"[]", b'{"key": 5}', b"\xff", b"[" * 100_000, b'{"key": "k"}'])
+def of_time(created, since="0"):
+    """A message whose times are written as given."""
+    return (b'{"key": "k", "stem": "x", "name": "x.py", "kind": "failing", "title": "", "text": "x", "image": "", '
+            b'"created": %b, "since": %b}' % (created.encode(), since.encode()))
+
+
+@pytest.mark.parametrize("data", [
+    b"", b"[]", b'{"key": 5}', b"\xff", b"[" * 100_000, b'{"key": "k"}', of_time("NaN"), of_time("Infinity"),
+    of_time("1e300"), of_time("1" + "0" * 400), of_time("null"), of_time("1", "-Infinity"), of_time("1", '"1"')])
 def test_a_broken_entry_is_set_aside(analyst, bot, data):
     analyst.file(".notifications/unsent/00000000000000000001.json", data)
     analyst.script("a", ALERT)
@@ -381,6 +389,18 @@ def test_a_picture_without_its_message_is_cleared_away(analyst, bot):
     analyst.file(".notifications/unsent/00000000000000000001.image", PNG)
     analyst.run_scripts()
     assert not list(analyst.unsent.iterdir())
+
+
+def test_a_folder_in_the_place_of_a_picture_stops_nothing(analyst, bot):
+    """One that no message knows of, and one that a message names as its picture."""
+    for name in ("x.image", "00000000000000000001.image"):
+        analyst.file(f".notifications/unsent/{name}/inside", b"")
+    message = json.loads(of_time(str(now()))) | {"image": "00000000000000000001.image"}
+    analyst.file(".notifications/unsent/00000000000000000001.json", json.dumps(message).encode())
+    analyst.script("a", ALERT)
+    assert "x.image cannot be removed: Is a directory" in analyst.run_scripts()
+    assert len(bot.texts) == 2 and "The image is missing" in bot.texts[0] and bot.texts[1] == "*m*"
+    assert not analyst.kept()
 
 
 def test_without_room_to_keep_it_the_message_goes_out(analyst, bot):
