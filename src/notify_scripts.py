@@ -39,6 +39,7 @@ RUN_SECONDS = 60
 MAX_OUTPUT = 1 << 20
 STDERR_TAIL = 4 << 10
 MAX_IMAGE = 50 << 20
+MAX_SCRIPTS = 1000
 MAX_NAME_BYTES = 200  # leaves room in NAME_MAX for the names of the state files
 MAX_REQUEST = 64 << 10
 REQUEST_SECONDS = 5
@@ -115,19 +116,26 @@ def check_member(account: Account, environment=os.environ) -> None:
 
 
 def list_scripts(account: Account) -> list[Script]:
-    """The scripts by name, refused ones too. Raises ScriptsError where the folder cannot be trusted."""
+    """The scripts by name, refused ones too. Raises ScriptsError where the folder cannot be trusted.
+
+    Of more than MAX_SCRIPTS the next one is listed as refused, which says so, and the others are not.
+    """
     try:
         folder = os.path.realpath(account.scripts)
         names = os.listdir(folder)
-        reason = _others_can_write(account, os.stat(folder))
+        reason = _others_can_write(account, folder, os.stat(folder))
     except FileNotFoundError:
         return []
     except OSError as error:
         raise ScriptsError(f"{account.scripts} cannot be read: {error.strerror}", os.EX_NOPERM) from error
     if reason:
         raise ScriptsError(f"{account.scripts} is refused: {reason}", os.EX_NOPERM)
-    return [_script(account, folder, name) for name in sorted(names)
-            if name.endswith(".py") and not name.startswith(".")]
+    names = sorted(name for name in names if name.endswith(".py") and not name.startswith("."))
+    scripts = [_script(account, folder, name) for name in names[:MAX_SCRIPTS + 1]]
+    if len(scripts) > MAX_SCRIPTS:
+        too_many = f"the folder has {len(names)} scripts, and only the first {MAX_SCRIPTS} are taken"
+        scripts[-1] = scripts[-1]._replace(refused=too_many)
+    return scripts
 
 
 def find_script(account: Account, name: str) -> Script:
@@ -162,17 +170,29 @@ def _refusal(account: Account, folder: str, path: Path) -> str | None:
     status = os.stat(target)
     if not stat.S_ISREG(status.st_mode):
         return "it is not a regular file"
-    return _others_can_write(account, status)
+    return _others_can_write(account, target, status)
 
 
-def _others_can_write(account: Account, status: os.stat_result) -> str | None:
+def _others_can_write(account: Account, path: str, status: os.stat_result) -> str | None:
     if status.st_uid != account.uid:
         return f"it is not owned by {account.name}"
     if status.st_mode & stat.S_IWOTH:
         return "everybody can write to it; chmod go-w"
     if status.st_mode & stat.S_IWGRP and not _private_group(account, status.st_gid):
         return "its group can write to it; chmod g-w"
+    if status.st_mode & stat.S_IWGRP and _has_acl(path):
+        return "others can write to it by its ACL; setfacl -b"
     return None
+
+
+def _has_acl(path: str) -> bool:
+    """Whether the bits of the group are the mask of an access control list, so for other accounts too (acl(5))."""
+    try:
+        return bool(os.getxattr(path, "system.posix_acl_access"))
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.ENOTSUP):
+            return False
+        raise
 
 
 def _private_group(account: Account, gid: int) -> bool:

@@ -106,6 +106,8 @@ def test_the_symptoms_are_what_the_programs_say(name):
 FIGURES = [
     (GUIDE, "for at most {} seconds", notify_scripts.RUN_SECONDS),
     (GUIDE, "print at most {} MiB", notify_scripts.MAX_OUTPUT >> 20),
+    (GUIDE, "more than {} scripts", notify_scripts.MAX_SCRIPTS),
+    (ADMIN, "one of more than {}", notify_scripts.MAX_SCRIPTS),
     (GUIDE, "PNG or JPEG of up to {} MiB", notify_scripts.MAX_IMAGE >> 20),
     (GUIDE, "valid for {} minutes", {10: "ten"}[links.CODE_SECONDS // 60]),
     (GUIDE, "with at most {} GiB of memory", re.search(r"^MemoryMax=(\d+)G$", SCRIPTS_UNIT, re.M)[1]),

@@ -90,3 +90,26 @@ def test_while_the_service_is_away_messages_wait(host):
     log = host.path("/home/bob/.notifications/logs/runner.log").read_text()
     assert re.search(r"alert\.py: the bot on \S+ did not take it", log)
     until(lambda: not list(host.path("/home/bob/.notifications/unsent").iterdir()), 5, "nothing waits")
+
+
+def test_an_acl_that_lets_others_write_is_seen(host):
+    """The bits of the group are then the ACL's mask, though the group is the analyst's own."""
+    folder = "/home/alice/user/notifications"
+    host.script("alice", "acl.py", SILENT)
+    try:
+        host.run("chmod", "664", f"{folder}/acl.py")
+        assert listed(host, "alice")["acl.py"]["refused"] is None
+        host.run("setfacl", "-m", "u:bob:rw", f"{folder}/acl.py")
+        host.run("tee", "-a", f"{folder}/acl.py", user="bob", input="# by bob\n")
+        assert listed(host, "alice")["acl.py"]["refused"] == "others can write to it by its ACL; setfacl -b"
+        refused = host.run("notify-scripts", "run", "acl.py", user="alice", check=False)
+        assert refused.returncode == 77 and "by its ACL" in refused.stderr
+        host.run("setfacl", "-m", "u:bob:r", f"{folder}/acl.py")
+        host.run("chmod", "g-w", f"{folder}/acl.py")
+        assert listed(host, "alice")["acl.py"]["refused"] is None
+        host.run("setfacl", "-m", "u:bob:rwx", folder)
+        refused = host.run("notify-scripts", "list", user="alice", check=False)
+        assert refused.returncode == 77 and f"{folder} is refused: others can write to it by its ACL" in refused.stderr
+    finally:
+        host.run("setfacl", "-b", folder)
+        host.path(f"{folder}/acl.py").unlink()

@@ -141,13 +141,26 @@ def test_a_script_of_somebody_else_or_of_a_group_is_refused(analyst):
 import os, stat, notify_scripts as n
 account = n.this_account()
 def judge(uid, gid, mode):
-    return n._others_can_write(account, os.stat_result((stat.S_IFREG | mode, 0, 0, 1, uid, gid, 0, 0, 0, 0)))
+    return n._others_can_write(account, "/", os.stat_result((stat.S_IFREG | mode, 0, 0, 1, uid, gid, 0, 0, 0, 0)))
 for case in (account.uid, 0, 0o640), (account.uid + 1, 0, 0o644), (account.uid, 0, 0o664), (account.uid, 0, 0o646):
     print(judge(*case))
 """
     assert analyst.python(source).splitlines() == [
         "None", f"it is not owned by {OWNER.pw_name}", "its group can write to it; chmod g-w",
         "everybody can write to it; chmod go-w"]
+
+
+def test_of_too_many_scripts_the_first_are_taken(analyst):
+    for number in range(1003):
+        (analyst.scripts / f"s{number:04}.py").write_text("print('{}')")
+    analyst.own(analyst.scripts)
+    scripts = json.loads(analyst.helper("list"))
+    assert [script["name"] for script in scripts] == [f"s{number:04}.py" for number in range(1001)]
+    assert {script["refused"] for script in scripts[:1000]} == {None}
+    assert scripts[1000]["refused"] == "the folder has 1003 scripts, and only the first 1000 are taken"
+    assert json.loads(analyst.helper("run", "s0999.py")) == {}
+    assert "only the first 1000" in analyst.helper("run", "s1000.py", code=os.EX_NOPERM)
+    assert "no script" in analyst.helper("run", "s1001.py", code=os.EX_NOINPUT)
 
 
 def test_root_is_refused(analyst):
