@@ -62,7 +62,19 @@ changed() { # changed PATTERN
     grep -q -- "$1" "$work/changed"
 }
 
+remove_old_modules() { # what an earlier version had and this one has not
+    for file in "$modules"/*.py; do
+        name=${file##*/}
+        if [ -e "$file" ] && [ ! -e "src/$name" ]; then
+            rm -f -- "$file" "$modules/__pycache__/${name%.py}".*.pyc
+            echo "$file" >>"$work/changed"
+            echo "removed $file"
+        fi
+    done
+}
+
 install_files() {
+    remove_old_modules
     for file in src/*; do
         [ -f "$file" ] || continue
         mode=644
@@ -128,6 +140,10 @@ Installed. What is left to do:
   2. systemctl restart notify-bot.service && systemctl status notify-bot.service
   3. for each analyst: notify-add-analyst USER
 END
+    on_this_machine || return 0
+    for user in $(getent group dataread | cut -d: -f4 | tr , ' '); do
+        echo "       notify-add-analyst $user     (a member of dataread whose scripts do not run)"
+    done
 }
 
 do_install() {
@@ -159,11 +175,11 @@ deactivate() {
         runuser -u "$user" -- env "XDG_RUNTIME_DIR=/run/user/$(id -u "$user")" \
             systemctl --user --quiet disable --now notify-runner.timer ||
             echo "the timer of $user could not be switched off"
+        echo "switched off for $user; after another installation it takes this again: notify-add-analyst $user"
     done
     if [ -e "$lib/systemd/system/notify-bot.service" ]; then
         systemctl --quiet disable --now notify-bot.service notify-bot.socket
     fi
-    rm -f /data/notifications/bot.sock
 }
 
 do_uninstall() {

@@ -93,6 +93,17 @@ def test_only_what_changed_is_restarted(machine):
     assert {unit for unit in before if before[unit] != after[unit]} == {"notify-bot.service"}
 
 
+def test_what_a_later_version_has_not_goes(machine):
+    machine.write(f"{LIB}/of_old.py", "")
+    machine.run("/usr/bin/python3", "-m", "compileall", "-q", f"{LIB}/of_old.py")
+    before = invocations(machine)
+    assert machine.make("install") == f"removed {LIB}/of_old.py"
+    assert machine.output("find", LIB, "-name", "of_old*") == ""
+    assert machine.make("install") == "nothing to do: this version is installed already"
+    after = invocations(machine)
+    assert {unit for unit in before if before[unit] != after[unit]} == {"notify-bot.service"}
+
+
 def test_settings_are_the_administrators(machine):
     edited = {"/etc/notify-bot/notify-bot.env": "NOTIFY_SITE_NAME=ours\n",
               "/etc/sudoers.d/notify-bot": "# no sudo here\n"}
@@ -140,6 +151,7 @@ def test_removed_analyst_keeps_the_files(machine):
     assert not machine.path("/var/lib/systemd/linger/carol").exists()
     assert machine.show("notify-scripts@carol.socket", "ActiveState", "UnitFileState") == {
         "ActiveState": "inactive", "UnitFileState": "disabled"}
+    assert machine.output("find", "/run/notify-scripts", "-name", "carol*") == ""
     assert not list(machine.path("/home/carol/.config/systemd/user").glob("timers.target.wants/*"))
     assert machine.request("carol", "GET", "/health")[0] == "PermissionError"
     assert machine.run("notify-add-analyst", "--remove", "carol").returncode == 0
@@ -172,6 +184,7 @@ def test_uninstall_keeps_settings_and_data(machine):
     machine.path("/data/notifications/telegram_users.json").write_text("{}")
     words = machine.make("uninstall")
     assert "Kept:" in words
+    assert "switched off for carol; after another installation it takes this again: notify-add-analyst carol" in words
     left = machine.output("find", "/usr/local", "/etc/systemd", "/data", "/etc/sudoers.d", "-name", "*notify*")
     assert left == ""
     for kept in ("/etc/notify-bot/telegram-bot-token", "/data/notifications/telegram_users.json",
@@ -179,8 +192,10 @@ def test_uninstall_keeps_settings_and_data(machine):
         assert machine.path(kept).exists()
     assert machine.output("systemctl", "list-units", "--all", "--no-legend", "notify-*") == ""
     assert not os.path.lexists(machine.path(BOT_SOCKET))
+    assert machine.output("find", "/run/notify-bot", "/run/notify-scripts", "-type", "s") == ""
     assert not list(machine.path("/home/carol/.config/systemd/user").glob("timers.target.wants/*"))
-    assert "Installed." in machine.make("install")
+    words = machine.make("install")
+    assert "Installed." in words and "       notify-add-analyst carol     (a member of dataread" in words
     machine.run("notify-add-analyst", "carol")
     assert machine.request("carol", "GET", "/health")[0] in (200, 503)
 

@@ -66,6 +66,13 @@ def test_exposure(host, unit, most):
     assert float(re.search(r"exposure level for .*: ([0-9.]+)", verdict)[1]) <= most
 
 
+def test_one_script_that_takes_too_much_memory_does_not_end_the_others(host):
+    """As the managers understood the units. Without cgroup2, as in a container, they would not hear of such a kill."""
+    assert host.show("notify-scripts@alice.service", "OOMPolicy") == {"OOMPolicy": "continue"}
+    for unit in ("notify-runner.service", "notify-runner@sales.service"):
+        assert host.user_systemctl("alice", "show", "--property=OOMPolicy", unit) == "OOMPolicy=continue"
+
+
 def test_the_manager_has_nothing_to_complain_of(host):
     """A setting it does not know is only logged, and is then no protection."""
     host.run("systemctl", "daemon-reload")
