@@ -36,7 +36,11 @@ BODY_SECONDS = 60
 IDLE_SECONDS = 60
 ANSWER_SECONDS = 10
 LINGER_SECONDS = 2
+FRESH_SECONDS = 1
 SO_PEERGROUPS = 59  # <asm-generic/socket.h>; the socket module has no name for it
+
+
+_FRESH, _SERVING, _IDLE = "fresh", "serving", "idle"
 
 
 class Peer:
@@ -132,8 +136,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def handle(self):
         self.close_connection = False
         try:
-            while not self.close_connection and not self.server.stopping.is_set():
+            # One request is served however late it is: whoever was let in before the end was let in.
+            while True:
                 self.handle_one_request()
+                if self.close_connection or self.server.stopping.is_set():
+                    break
         except (OSError, _TooLarge) as error:
             log.debug("connection of uid %d ended: %r", self.peer.uid, error)
 
@@ -286,7 +293,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self.beat = time.monotonic()
         self._changed = threading.Condition()
         self._bodies: dict[int, int] = {}
-        self._connections: dict[socket.socket, list] = {}  # [uid, is a request being served]
+        self._connections: dict[socket.socket, list] = {}  # [uid, state]
 
     def service_actions(self):
         self.beat = time.monotonic()
@@ -296,7 +303,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         with self._changed:
             of_user = sum(1 for owner, _ in self._connections.values() if owner == uid)
             if of_user < MAX_CONNECTIONS_PER_USER and len(self._connections) < MAX_CONNECTIONS:
-                self._connections[request] = [uid, False]
+                self._connections[request] = [uid, _FRESH]
                 return True
         log.warning("refused uid %d: %d connections are open", uid, of_user)
         with suppress(OSError):
@@ -329,11 +336,12 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
     def busy(self, connection):
         with self._changed:
-            self._connections[connection][1] = True
+            self._connections[connection][1] = _SERVING
 
     def idle(self, connection):
         with self._changed:
-            self._connections[connection][1] = False
+            self._connections[connection][1] = _IDLE
+            self._changed.notify_all()
 
     def handle_error(self, request, client_address):
         log.exception("a request ended in an error of ours")
@@ -341,12 +349,16 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
             request.sendall(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 
     def stop_accepting(self) -> None:
-        """Take no more connections and end those on which nothing was asked. Returns when that is so."""
+        """Take no more connections and end those on which nothing is asked. Returns when that is so.
+
+        Who was let in a moment ago has FRESH_SECONDS to say what for; the next service could not hear it."""
         self.stopping.set()
         self.shutdown()
         with self._changed:
-            for connection, (_, serving) in self._connections.items():
-                if not serving:
+            self._changed.wait_for(lambda: _FRESH not in (state for _, state in self._connections.values()),
+                                   FRESH_SECONDS)
+            for connection, (_, state) in self._connections.items():
+                if state != _SERVING:
                     with suppress(OSError):
                         connection.shutdown(socket.SHUT_RD)
 

@@ -255,6 +255,20 @@ def test_sigterm_answers_who_waits_and_keeps_the_message(tmp_path):
     assert bot.outbox() == [answers[0].json()["id"]]
 
 
+def test_who_was_let_in_before_the_end_is_served(tmp_path):
+    """Otherwise a restart under socket activation resets a connection now and then."""
+    bot = Bot(tmp_path, NOWHERE).start()
+    until(lambda: bot.get("/health").json().get("error"), what="Telegram was tried")
+    threads_before = threads(bot.process.pid)
+    with bot.connect() as connection:
+        until(lambda: threads(bot.process.pid) > threads_before)
+        os.kill(bot.process.pid, signal.SIGTERM)
+        until(lambda: "stopping;" in bot.log)
+        connection.sendall(b"GET /health HTTP/1.1\r\n\r\n")
+        assert statuses(connection.recv(65536)) == [503]
+    assert bot.stop() == 0
+
+
 def test_the_socket_that_systemd_hands_over_is_served(tmp_path):
     path = tmp_path / "handed.sock"
     with socket.socket(socket.AF_UNIX) as listener:
