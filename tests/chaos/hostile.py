@@ -101,7 +101,7 @@ def requests(result, folder, chance, rounds):
     try:
         telegram.person(CHAT)
         with running(folder, telegram.url) as bot:
-            assert bot.send("before", wait=0).status_code == 202
+            assert bot.send("before", wait=0).ok
             threads, descriptors = settled(bot)
             for _ in range(rounds):
                 answer = bot_answers(bot, one_request(chance))
@@ -154,7 +154,7 @@ def updates(result, folder, chance, rounds):
         with running(folder, telegram.url) as bot:
             for number in range(rounds):
                 telegram.update(encoded_update(chance, number))
-                if number % 5 == 0:
+                if number % 40 == 0:
                     bot.send("m", wait=0)
             until(lambda: telegram.polled_out() or telegram.behave(), 60, "all updates have been fetched")
             telegram.behave()
