@@ -228,7 +228,7 @@ class Delivery:
             if pause:
                 lane.parked_until = time.monotonic() + pause
             with self._changed:
-                self._lanes.give_back(lane)
+                self._lanes.give_back(lane, time.monotonic())
                 if self._stopping:
                     self._changed.notify_all()
                 else:

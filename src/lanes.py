@@ -12,11 +12,11 @@ from __future__ import annotations
 import heapq
 from collections import deque
 
-# Bot API FAQ, "My bot is hitting limits": 1/s in a chat, 20/min in a group, 30/s in all. Slightly under each,
-# because what counts is when a request arrives.
-CHAT_PACE = (1.05, 3)
-GROUP_PACE = (3.1, 1)
-BOT_PACE = (1 / 29, 15)
+# Bot API FAQ, "My bot is hitting limits": 1/s in a chat, 20/min in a group, 30/s in all. What counts is when a request
+# arrives, which is some time before its call ends; so a pace is counted from the end.
+CHAT_PACE = (1.02, 3)
+GROUP_PACE = (3.05, 1)
+BOT_CALLS, BOT_SECONDS = 30, 1.02
 SLOW_DOWN, SLOWEST, EASE = 1.5, 4, 0.98
 MAX_UNDER_WAY = 16
 LOOK_AGAIN_SECONDS = 5.0
@@ -46,6 +46,40 @@ class Pace:
 
     def is_rested(self, now: float) -> bool:
         return self._next <= now
+
+
+class Window:
+    """At most `count` calls in any `seconds`, fewer for a while after a refusal. A call counts from its beginning
+    until so long after its end."""
+
+    __slots__ = ("_count", "_current", "_ended", "_seconds", "_under_way")
+
+    def __init__(self, count: int, seconds: float):
+        self._count, self._seconds = count, seconds
+        self._current = float(count)
+        self._under_way = 0
+        self._ended: deque[float] = deque()
+
+    def seconds_to_next(self, now: float) -> float:
+        while self._ended and self._ended[0] <= now - self._seconds:
+            self._ended.popleft()
+        excess = self._under_way + len(self._ended) - int(self._current)
+        if excess < 0:
+            return 0.0
+        if excess < len(self._ended):
+            return self._ended[excess] + self._seconds - now
+        return LOOK_AGAIN_SECONDS
+
+    def begin(self) -> None:
+        self._under_way += 1
+
+    def end(self, now: float) -> None:
+        self._under_way -= 1
+        self._ended.append(now)
+        self._current = min(self._count, self._current / EASE)
+
+    def slow_down(self) -> None:
+        self._current = max(self._count / SLOWEST, self._current / SLOW_DOWN)
 
 
 class Lane:
@@ -82,7 +116,7 @@ class Lanes:
         self._ready_replies: deque[Lane] = deque()
         self._ready: deque[Lane] = deque()
         self._turn = 0
-        self._pace = Pace(*BOT_PACE)
+        self._window = Window(BOT_CALLS, BOT_SECONDS)
         self._paused_until = 0.0
         self.under_way: dict[int, float] = {}
         self.one_at_a_time = False  # while it is not known whether Telegram answers
@@ -111,7 +145,7 @@ class Lanes:
 
     def slow_down(self) -> None:
         """The bot as a whole is too fast."""
-        self._pace.slow_down()
+        self._window.slow_down()
 
     def seconds_to_next(self, now: float) -> float:
         """How long until there is a call to take, 0 when now; sooner when something is added or given back."""
@@ -125,19 +159,21 @@ class Lanes:
             return LOOK_AGAIN_SECONDS
         if self._ready_replies or self._ready:
             # A pause may be longer than a lock can wait (threading.TIMEOUT_MAX): it is looked at again.
-            return min(LOOK_AGAIN_SECONDS, max(0.0, self._pace.ready_at() - now, self._paused_until - now))
+            return min(LOOK_AGAIN_SECONDS, max(0.0, self._window.seconds_to_next(now), self._paused_until - now))
         self._forget_rested(now)
         return min(LOOK_AGAIN_SECONDS, self._waiting[0][0] - now) if self._waiting else LOOK_AGAIN_SECONDS
 
     def take(self, now: float) -> Lane:
         """The lane whose head is to be sent now; to be given back when the call has ended."""
         lane = (self._ready_replies or self._ready).popleft()
-        self._pace.take(now)
-        lane.pace.take(now)
+        self._window.begin()
         self.under_way[lane.chat_id] = now
         return lane
 
-    def give_back(self, lane: Lane) -> None:
+    def give_back(self, lane: Lane, now: float) -> None:
+        """The call has ended."""
+        self._window.end(now)
+        lane.pace.take(now)
         del self.under_way[lane.chat_id]
         lane.scheduled = False
         self._schedule(lane)

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from lanes import Lanes, Pace
+from lanes import Lanes, Pace, Window
 from live import ME, PYTHON, SRC, Bot, Telegram, png, until
 
 
@@ -154,7 +154,7 @@ def test_a_lane_that_was_emptied_gives_out_nothing():
     lanes.add(1, "d", False)
     assert lanes.withdraw(1, "d")
     lane.remove("c")
-    lanes.give_back(lane)
+    lanes.give_back(lane, 100)
     assert lanes.seconds_to_next(200) > 0
 
 
@@ -173,7 +173,7 @@ def test_turns_replies_first_then_who_waited_longest_and_each_at_its_pace():
         lane = lanes.take(now)
         entry_id = lane.head()
         lane.remove(entry_id)
-        lanes.give_back(lane)
+        lanes.give_back(lane, now)
         sent.append(entry_id)
         times.setdefault(lane.chat_id, []).append(now)
     assert sent[0] == "reply"
@@ -210,7 +210,7 @@ def test_a_storm_in_one_chat_delays_no_other():
         if wait == 0:
             lane = lanes.take(now)
             lane.remove(lane.head())
-            lanes.give_back(lane)
+            lanes.give_back(lane, now)
     lanes.add(2, "other", False)
     waited = 0.0
     while True:
@@ -221,5 +221,25 @@ def test_a_storm_in_one_chat_delays_no_other():
             if lane.chat_id == 2:
                 break
             lane.remove(lane.head())
-            lanes.give_back(lane)
+            lanes.give_back(lane, now)
     assert waited < 0.1
+
+
+def test_a_call_counts_until_a_second_after_its_end():
+    window = Window(3, 1.0)
+    for _ in range(3):
+        assert window.seconds_to_next(0) == 0
+        window.begin()
+    assert window.seconds_to_next(0) > 0
+    window.end(5.0)
+    assert window.seconds_to_next(5.0) == 1.0 and window.seconds_to_next(6.0) == 0
+    window.slow_down()
+    assert window.seconds_to_next(6.0) > 0  # two are under way, and two is the most now
+    window.end(6.0)
+    assert window.seconds_to_next(6.5) == 0.5
+    for number in range(200):
+        assert window.seconds_to_next(10.0 + number) == 0
+        window.begin()
+        window.end(10.0 + number)
+    window.begin()
+    assert window.seconds_to_next(300) == 0  # two are under way, and three is the most again
