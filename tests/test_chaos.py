@@ -1,4 +1,5 @@
-"""The campaigns, short and side by side: most of their time they wait. `make chaos` runs them long."""
+"""The campaigns, short and side by side: most of their time they wait. `make chaos` runs them long, and `outage`,
+which needs more than a minute of its own, only there."""
 
 import json
 import os
@@ -43,7 +44,6 @@ def campaigns(request):
     ("clock", lambda figures: figures["jumps"] == 3 and figures["accepted"] > 12),
     ("disk", lambda figures: figures["refused"] == 3 * figures["faults"] >= 15),
     ("hostile", lambda figures: figures["requests"] == 2000 and figures["sets_of_files"] == 8),
-    ("outage", lambda figures: figures["faults"] > 0 and figures["unknown"] >= figures["duplicates"]),
     pytest.param("power", lambda figures: figures["power_cuts"] == 2, marks=pytest.mark.root),
 ])
 def test_a_campaign_loses_nothing(campaigns, name, wanted):
