@@ -89,7 +89,7 @@ class Delivery:
         self._lanes = Lanes()
         self._wakes_at = 0.0
         self._failures = 0
-        self._flooded: dict[int, float] = {}
+        self._flooded: dict[int, tuple[float, int]] = {}  # when refused, and the seconds of rest
         self._stopping = False
         self._work: queue.SimpleQueue = queue.SimpleQueue()
         self._workers: list[threading.Thread] = []
@@ -368,11 +368,14 @@ class Delivery:
         lane.parked_until = now + seconds + 0.1
         lane.pace.slow_down()
         with self._changed:
-            self._flooded = {chat: when for chat, when in self._flooded.items() if now - when < FLOOD_SECONDS}
-            self._flooded[lane.chat_id] = now
+            self._flooded = {chat: (when, rest) for chat, (when, rest) in self._flooded.items()
+                             if now - when < FLOOD_SECONDS}
+            self._flooded[lane.chat_id] = (now, seconds)
             if len(self._flooded) >= FLOOD_CHATS:
                 # Several chats at once are refused for what the bot does, not for what one chat got.
-                self._lanes.pause(now + min(seconds, MAX_BACKOFF_SECONDS))
+                # What they have in common is the least of what they were told; more is a chat's own affair.
+                shared = min(rest for _, rest in self._flooded.values())
+                self._lanes.pause(now + min(shared, MAX_BACKOFF_SECONDS))
                 self._lanes.slow_down()
 
     def _pause_for_token(self, error: TelegramError) -> None:
