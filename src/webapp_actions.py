@@ -1,0 +1,125 @@
+"""What a person can do on the link page, whether the API or a form asks for it.
+
+An action takes the settings, the account of who is logged in and what was sent, and returns a status and a document
+for the API. Raises Problem for what is refused, StoreError where a file is unusable.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+
+from links import LinkError, Links
+from webapp_guesses import Guesses, TooManyGuesses
+from webapp_request import Problem, Settings
+
+AWAY = "The notification service is not answering just now. Try again in a minute."
+AWAY_SECONDS = "10"
+
+
+def status(settings: Settings, user: str) -> dict:
+    link = Links(settings.data_dir).of_user(user)
+    if link is None:
+        return {"linked": False}
+    return {"linked": True, "linked_at": link.linked_at, "chat": link.name, "blocked": link.blocked}
+
+
+def state(settings: Settings, user: str) -> dict:
+    """What the card shows: `status`, and `bot` as it answers on its socket, None while it does not."""
+    try:
+        _, answer = _ask(settings, "/card", {"user": user}, 5)
+    except Problem:
+        answer = None
+    return status(settings, user) | {"bot": answer}
+
+
+def check(settings: Settings, user: str, sent: dict) -> tuple[int, dict]:
+    links = Links(settings.data_dir)
+    entry = _guess(settings, user, sent, links.peek)
+    return 200, {"chat": _name(entry.get("chat_name"))}
+
+
+def verify(settings: Settings, user: str, sent: dict) -> tuple[int, dict]:
+    links = Links(settings.data_dir)
+    _guess(settings, user, sent, lambda code: links.redeem(code, user))
+    link = links.of_user(user)
+    return 200, {"ok": True, "message": f"Linked to {_name(link and link.name)}."}
+
+
+def _name(chat_name) -> str:
+    return str(chat_name or "") or "a chat without a name"
+
+
+def _guess(settings: Settings, user: str, sent: dict, judge):
+    """What `judge` makes of the code that was sent. A wrong one is counted; what cannot be one is no guess."""
+    code = sent.get("code")
+    if not isinstance(code, str) or not re.fullmatch("[0-9]{6}", code):
+        raise Problem(400, "A code has six digits. Send /start to the bot for one.")
+    guesses = Guesses(settings.data_dir)
+    try:
+        guess = guesses.begin(user)
+    except TooManyGuesses as error:
+        minutes = -(-error.seconds // 60)
+        raise Problem(429, f"There were too many wrong codes. Try again in {minutes} "
+                           f"minute{'' if minutes == 1 else 's'}.", {"Retry-After": str(error.seconds)}) from None
+    try:
+        found = judge(code)
+    except LinkError as error:
+        raise Problem(400, str(error)) from None
+    guesses.take_back(user, guess)
+    return found
+
+
+def unlink(settings: Settings, user: str, sent: dict) -> tuple[int, dict]:
+    had_one = Links(settings.data_dir).unlink(user)
+    return 200, {"ok": True, "message": "Disconnected." if had_one else "Nothing was linked."}
+
+
+def test(settings: Settings, user: str, sent: dict) -> tuple[int, dict]:
+    status, answer = _ask(settings, "/test", {"user": user}, 15)
+    queued = answer.get("queued") is True
+    return status, {"ok": True, "queued": queued, "message": TEST_SAID[queued]}
+
+
+TEST_SAID = {False: "The test message is in your chat.",
+             True: "The test message is on its way; Telegram is slow just now."}
+
+
+def run(settings: Settings, user: str, sent: dict) -> tuple[int, dict]:
+    name = sent.get("name")
+    if not isinstance(name, str) or not name:
+        raise Problem(400, "The name of the script is missing.")
+    status, _ = _ask(settings, "/run", {"user": user, "name": name}, 10)
+    return status, {"ok": True, "message": f"{name} is running; what it finds arrives in your chat."}
+
+
+def invite(settings: Settings, user: str, sent: dict) -> tuple[int, dict]:
+    status, answer = _ask(settings, "/invite", {"user": user}, 5)
+    url, expires = answer.get("url"), answer.get("expires")
+    if not isinstance(url, str) or not url.startswith("https://t.me/"):
+        raise _away("the bot's invite has no link")
+    return status, {"url": url, "expires": expires if isinstance(expires, int) else int(time.time()) + 600}
+
+
+ACTIONS = {"verify": verify, "check": check, "unlink": unlink, "invite": invite, "test": test, "run": run}
+
+
+def _ask(settings: Settings, path: str, body: dict, seconds: float) -> tuple[int, dict]:
+    """What the bot answers. Raises Problem with the bot's own status and sentence, 503 where it does not answer."""
+    import webapp_bot  # not needed to link by a code
+    try:
+        status, headers, answer = webapp_bot.ask(settings.web_socket, path, body, seconds)
+    except webapp_bot.BotUnavailable as error:
+        raise _away(error) from None
+    if status < 400:
+        return status, answer
+    if status not in (404, 409, 429, 503):
+        raise _away(f"the bot answers {path} with {status}: {answer.get('error')}")
+    kept = {"Retry-After": headers["retry-after"]} if "retry-after" in headers else {}
+    raise Problem(status, str(answer.get("error", "")), kept)
+
+
+def _away(reason) -> Problem:
+    print(f"notify: {reason}", file=sys.stderr)
+    return Problem(503, AWAY, {"Retry-After": AWAY_SECONDS})

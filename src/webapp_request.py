@@ -1,0 +1,145 @@
+"""One request to the link page: its settings, its path, its body, and whether it comes from the page itself.
+
+Sources: RFC 3875 (CGI), PEP 3333 (WSGI), Fetch Metadata (Sec-Fetch-Site), RFC 6454 (Origin).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from hmac import compare_digest
+from pathlib import Path
+from urllib.parse import parse_qs
+
+MAX_BODY = 4096
+
+
+class Problem(Exception):
+    """The answer to a request that is refused: status, a sentence for the person, headers."""
+
+    def __init__(self, status: int, message: str, headers: dict | None = None):
+        super().__init__(message)
+        self.status = status
+        self.headers = headers or {}
+
+
+class Settings:
+    """What the web server's configuration sets for the program. Names that begin with HTTP_ are never looked at."""
+
+    def __init__(self, environment):
+        self.data_dir = Path(environment.get("NOTIFY_DATA_DIR") or "/data/notifications")
+        self.web_socket = environment.get("NOTIFY_WEB_SOCKET") or "/run/notify-bot/web.sock"
+        self.usernames = Path(environment.get("NOTIFY_USERNAMES") or "/etc/notify-bot/usernames.json")
+        self.domains = set(re.split(r"[\s,]+", environment.get("NOTIFY_SSO_DOMAINS", "").lower())) - {""}
+        self.group = environment.get("NOTIFY_ANALYST_GROUP") or "dataread"
+        self.site_name = environment.get("NOTIFY_SITE_NAME") or os.uname().nodename
+        self.site_url = environment.get("NOTIFY_SITE_URL", "")
+        self.frame_ancestors = environment.get("NOTIFY_FRAME_ANCESTORS") or "'self'"
+
+
+class Request:
+    """What the web server says of one request."""
+
+    def __init__(self, environ: dict):
+        self.environ = environ
+        self.settings = Settings(environ)
+        self.method = environ.get("REQUEST_METHOD", "GET")
+        # However it is mounted, the two together are the path that the browser asked for.
+        path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+        self.path = re.sub("/+", "/", path).rstrip("/")
+        self.query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True, max_num_fields=20,
+                              encoding="utf-8", errors="replace") if environ.get("QUERY_STRING") else {}
+
+    @property
+    def wants_html(self) -> bool:
+        """Whether a person looks at the answer: the browser says so, or it is the page's own address."""
+        return "text/html" in self.environ.get("HTTP_ACCEPT", "") or not self.path.startswith("/api/")
+
+    @property
+    def is_secure(self) -> bool:
+        return self.environ["wsgi.url_scheme"] == "https"
+
+    def refuse_other_sites(self, form: bool = False) -> None:
+        """Raise Problem unless the browser says that a page of this very site makes this request.
+
+        A form posted under `Referrer-Policy: no-referrer` has `Origin: null` (Fetch, "append a request Origin
+        header"), which says nothing; there Sec-Fetch-Site alone must say it.
+        """
+        site, origin = self.environ.get("HTTP_SEC_FETCH_SITE", ""), self.environ.get("HTTP_ORIGIN", "")
+        if form and origin == "null" and site == "same-origin":
+            origin = ""
+        if site not in ("", "same-origin") or origin and origin.lower() != self._origin() or not (site or origin):
+            raise Problem(403, "This request did not come from this page, so it was refused. "
+                               "Open the page itself and try again.")
+
+    def _origin(self) -> str:
+        scheme = self.environ["wsgi.url_scheme"]
+        host = self.environ.get("HTTP_HOST", "").lower()
+        return f"{scheme}://{host.removesuffix(':443' if scheme == 'https' else ':80')}"
+
+    def json_body(self) -> dict:
+        """The JSON object that was sent; an empty body is an empty object. Raises Problem."""
+        self._require_type("application/json")
+        data = self._body()
+        try:
+            document = json.loads(data or b"{}")
+        except (ValueError, RecursionError):
+            raise Problem(400, "The body is not JSON.") from None
+        if not isinstance(document, dict):
+            raise Problem(400, "The body is not a JSON object.")
+        return document
+
+    def form_body(self) -> dict[str, str]:
+        """The fields of the page's own form, the first of each name. Raises Problem."""
+        self._require_type("application/x-www-form-urlencoded")
+        try:
+            fields = parse_qs(self._body().decode("ascii"), max_num_fields=20, errors="replace")
+        except ValueError:
+            raise Problem(400, "The form cannot be read.") from None
+        return {name: values[0] for name, values in fields.items()}
+
+    def _require_type(self, wanted: str) -> None:
+        kind = self.environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
+        if kind != wanted:
+            raise Problem(415, f"The body must be {wanted}.")
+
+    def _body(self) -> bytes:
+        length = self.environ.get("CONTENT_LENGTH") or "0"
+        if not (length.isascii() and length.isdigit()):
+            raise Problem(400, "The length of the body is not a number.")
+        if len(length) > 9 or int(length) > MAX_BODY:
+            raise Problem(413, f"The body is over {MAX_BODY} bytes.")
+        data = self.environ["wsgi.input"].read(int(length))
+        if len(data) < int(length):
+            raise Problem(400, "The body ended early.")
+        return data
+
+    # The form's token is a random cookie that a page of another site can neither read nor set: with HTTPS the prefix
+    # __Host- keeps even a neighbour below the same domain from setting it.
+    @property
+    def _cookie_name(self) -> str:
+        return "__Host-notify_form" if self.is_secure else "notify_form"
+
+    def form_token(self) -> tuple[str, dict]:
+        """The token for this browser's forms, and the headers that give it to a browser that has none."""
+        token = self._cookie()
+        if token:
+            return token, {}
+        token = os.urandom(16).hex()
+        secure = "; Secure" if self.is_secure else ""
+        return token, {"Set-Cookie": f"{self._cookie_name}={token}; Path=/; HttpOnly; SameSite=Strict{secure}"}
+
+    def check_form_token(self, token: str) -> None:
+        cookie = self._cookie()
+        if not cookie or not compare_digest(cookie.encode(), token.encode("utf-8", "replace")):
+            raise Problem(403, "This page was open for too long, or the browser keeps no cookies for it. "
+                               "Reload the page and try again.")
+
+    def _cookie(self) -> str:
+        """The token in the cookie, empty unless it is one that we have made."""
+        for part in self.environ.get("HTTP_COOKIE", "").split(";"):
+            name, _, value = part.strip().partition("=")
+            if name == self._cookie_name and re.fullmatch("[0-9a-f]{32}", value):
+                return value
+        return ""
