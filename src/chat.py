@@ -8,31 +8,25 @@ the update: an update that is handled twice is answered once.
 from __future__ import annotations
 
 import logging
-import os
 import re
-import shutil
-import stat
 import threading
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
-import scripts_socket
-from contract import ContractError, parse_output
+from invites import InviteError, Invites
 from jsonstore import StoreError
 from links import CODE_SECONDS, Link, Links
 from markdown import escape
-from notification import photo_name
 from outbox import OutboxError
-from scripts_socket import ScriptsError, checked, list_scripts
+from replies import Replies
+from runs import RunRefused, Runs
+from scripts_socket import ScriptsError, list_scripts
 from status_page import button, digest, short, status_page
 from telegram_api import TelegramError, TelegramUnreachable
 
 log = logging.getLogger("chat")
 
-MAX_RUNS_PER_CHAT = 2
 MAX_AT_WORK_PER_CHAT = 4
-MAX_IMAGE_BYTES = 50 << 20
 _COMMAND = re.compile(r"/([A-Za-z0-9_]{1,32})(?:@([A-Za-z0-9_]+))?(?:\s|$)")
 
 COMMANDS = {
@@ -48,26 +42,26 @@ COMMANDS = {
 class Chat:
     """Handles updates, in several threads at once."""
 
-    def __init__(self, settings, links: Links, outbox, delivery, api):
-        self._settings, self._links, self._api = settings, links, api
-        self._outbox, self._delivery = outbox, delivery
-        self._username = ""
+    def __init__(self, settings, links: Links, invites: Invites, replies: Replies, runs: Runs, api):
+        self._settings, self._links, self._invites, self._api = settings, links, invites, api
+        self._replies, self._runs = replies, runs
+        self.username = ""
         self._lock = threading.Lock()
-        self._running: dict[int, set] = {}
         self._at_work: dict[int, int] = {}
         self._commands = {"start": self._start, "help": self._help, "whoami": self._whoami, "status": self._status,
                           "test": self._test, "stop": self._stop}
-        self._presses = {"run": self._run, "page": self._page, "stop": self._confirm_stop}
+        self._presses = {"run": self._run, "page": self._page, "stop": self._confirm_stop,
+                         "invite": self._confirm_invite}
 
     def introduce(self) -> None:
         """Learn the bot's own name and tell Telegram its commands. Raises what the API raises."""
         me = self._api.call("getMe")
         if not isinstance(me, dict):
             raise TelegramUnreachable("getMe does not say who this bot is", unknown=False)
-        self._username = str(me.get("username", ""))
+        self.username = str(me.get("username", ""))
         self._api.call("setMyCommands", {"commands": [{"command": command, "description": description}
                                                       for command, description in COMMANDS.items()]})
-        log.info("this bot is @%s", self._username)
+        log.info("this bot is @%s", self.username)
 
     def handle(self, update: dict, begin) -> None:
         """Answer an update. `begin()` is called before anything that must not be done twice."""
@@ -114,27 +108,29 @@ class Chat:
 
     def welcome(self, link: Link) -> None:
         """Say in the chat that it has been linked. Raises OutboxError."""
-        self.tell(f"welcome:{link.user}:{link.chat_id}:{link.linked_at}", link.chat_id,
-                  f"✅ This chat is now linked to `{link.user}` on {escape(self._settings.site_name)}. "
-                  "What your scripts find arrives here.\n\n"
-                  "/status shows your scripts, /test a sample, /help the rest.")
+        self._replies.tell(f"welcome:{link.user}:{link.chat_id}:{link.linked_at}", link.chat_id,
+                           f"✅ This chat is now linked to `{link.user}` on {escape(self._settings.site_name)}. "
+                           "What your scripts find arrives here.\n\n"
+                           "/status shows your scripts, /test a sample, /help the rest.")
 
     def tell_of_expired(self, link: Link | None, count: int) -> None:
         """Say that messages were given up. Raises OutboxError."""
         if link:
-            self.tell(f"expired:{link.user}:{time.time_ns()}", link.chat_id,
-                      f"{count} notification{'s' if count > 1 else ''} for you could not be delivered in time and "
-                      "went to the administrator's list.")
+            self._replies.tell(f"expired:{link.user}:{time.time_ns()}", link.chat_id,
+                               f"{count} notification{'s' if count > 1 else ''} for you could not be delivered in "
+                               "time and went to the administrator's list.")
 
     def _message(self, event: _Event, text: str) -> None:
         command = self._command(text)
         if event.is_group:
             if command:
-                self._reply(event, f"I link private chats only. Write to me there: https://t.me/{self._username}",
+                self._reply(event, f"I link private chats only. Write to me there: https://t.me/{self.username}",
                             parse_mode="")
             return
         link = self._link(event)
-        if command in self._commands:
+        if command == "start" and (payload := " ".join(text.split()[1:])):
+            self._invited(event, link, payload)
+        elif command in self._commands:
             self._commands[command](event, link)
         elif link:
             self._reply(event, f"This chat is linked to `{link.user}`. /help says what I understand.")
@@ -144,7 +140,7 @@ class Chat:
     def _command(self, text: str) -> str | None:
         """The command a text begins with; None where there is none, or it is for another bot."""
         match = _COMMAND.match(text)
-        if match is None or (match[2] or self._username).lower() != self._username.lower():
+        if match is None or (match[2] or self.username).lower() != self.username.lower():
             return None
         return match[1].lower()
 
@@ -166,6 +162,43 @@ class Chat:
         self._reply(event, f"Your code is `{code}`\n\nType it in at {where} within {CODE_SECONDS // 60} minutes. "
                            "It links this chat to the login that types it, so give it to nobody.")
 
+    def _invited(self, event: _Event, link: Link | None, payload: str) -> None:
+        """The chat was opened by a one-press link of the page."""
+        try:
+            user = self._invites.user_of(payload)
+        except InviteError as error:
+            self._reply(event, str(error), parse_mode="")
+            return
+        if link and link.user == user:
+            self._reply(event, f"This chat is already linked as `{user}`.")
+            return
+        question = f"Link this chat to the login `{user}` on {escape(self._settings.site_name)}?"
+        if link:
+            question += f"\n\nIt is linked to `{link.user}` now, and that link ends."
+        if other := self._links.of_user(user):
+            question += f"\n\n`{user}` is linked to another chat now ({escape(other.name or 'of an unknown name')}), " \
+                        "which then gets nothing any more."
+        self._reply(event, question, buttons=[[button("Yes, link", f"invite:{payload}:{digest(user)[:12]}"),
+                                               button("No", "invite:no")]])
+
+    def _confirm_invite(self, event: _Event, link: Link | None, pressed: str) -> None:
+        self._answer_press(event, "")
+        payload, _, login = pressed.partition(":")
+        if payload == "no":
+            self._edit(event, "Nothing was changed.", [])
+            return
+        try:
+            user = self._invites.accept(payload, event.chat_id, event.chat_name)
+            log.info("%s is linked to chat %d by a one-press link", user, event.chat_id)
+        except InviteError as error:
+            # Pressed twice, or handled again after a crash: then the first time it has linked.
+            link = self._links.of_chat(event.chat_id)
+            if link is None or digest(link.user)[:12] != login:
+                self._edit(event, str(error), [])
+                return
+            user = link.user
+        self._edit(event, f"Linked to {user}.", [])
+
     def _help(self, event: _Event, link: Link | None) -> None:
         lines = [f"/{command} - {description}" for command, description in COMMANDS.items()]
         self._reply(event, f"I bring you what your scripts on {self._settings.site_name} find.\n\n" + "\n".join(lines)
@@ -182,11 +215,10 @@ class Chat:
     def _test(self, event: _Event, link: Link | None) -> None:
         if not self._must_be_linked(event, link):
             return
-        picture = Path(__file__).with_name("sample_chart.png")
-        with open(picture, "rb") as file:
-            self._reply(event, f"This is how a notification looks, `{link.user}`: a *title*, a _message_, and a "
-                               "picture if the script makes one.", title="Sample notification", picture=file,
-                        picture_name=picture.name)
+        try:
+            self._replies.sample(event.key(), link)
+        except (OutboxError, OSError) as error:
+            log.error("chat %d gets no sample: %s", event.chat_id, error)
 
     def _stop(self, event: _Event, link: Link | None) -> None:
         if self._must_be_linked(event, link):
@@ -243,57 +275,14 @@ class Chat:
         if name is None:
             self._answer_press(event, "This script is not there any more.")
             return
-        refusal = self._reserve(event.chat_id, name)
-        self._answer_press(event, refusal or f"Running {short(name)} …")
-        if refusal:
-            return
         try:
-            event.begin()
-            self._run_and_tell(event, link, name)
-        finally:
-            self._release(event.chat_id, name)
-
-    def _reserve(self, chat_id: int, name: str) -> str:
-        with self._lock:
-            running = self._running.setdefault(chat_id, set())
-            if name in running:
-                return f"{short(name)} is running already."
-            if len(running) >= MAX_RUNS_PER_CHAT:
-                return f"{len(running)} of your scripts are running already."
-            running.add(name)
-            return ""
-
-    def _release(self, chat_id: int, name: str) -> None:
-        with self._lock:
-            self._running[chat_id].discard(name)
-            if not self._running[chat_id]:
-                del self._running[chat_id]
-
-    def _run_and_tell(self, event: _Event, link: Link, name: str) -> None:
-        log.info("%s runs %s from the chat", link.user, name)
-        request = {"do": "run", "name": name}
-        shown = escape(name)
-        try:
-            with scripts_socket.ask(self._settings.scripts_dir, link.user, request, scripts_socket.RUN_SECONDS) as (
-                    answer, image):
-                if answer.get("ok") is not True and answer.get("stderr"):
-                    self._reply(event, f"{answer.get('error')}\n\n{answer['stderr']}", parse_mode="")
-                    return
-                found = parse_output(str(checked(answer).get("output", "")).encode())
-                if not found.notify:
-                    self._reply(event, f"{shown} ran and has nothing to report.")
-                    return
-                missing = answer.get("image_error")
-                text = found.message + (f"\n\n{escape(f'(Its image is missing: {missing})')}" if missing else "")
-                with _image_file(image) as file:
-                    self._reply(event, text, title=found.title, picture=file, dispatch=link.user, script=name,
-                                picture_name=os.path.basename(found.image_path or "image"))
-        except ScriptsError as error:
-            # What notify-scripts says of a script names it; what is said of the way there does not.
-            reason = str(error) if name in str(error) else f"{name} could not be run: {error}"
-            self._reply(event, f"{reason}.", parse_mode="")
-        except ContractError as error:
-            self._reply(event, f"{shown} ran, and what it printed breaks the contract: {escape(str(error))}.")
+            with self._runs.reserved(link.user, name):
+                self._answer_press(event, f"Running {short(name)} …")
+                event.begin()
+                log.info("%s runs %s from the chat", link.user, name)
+                self._runs.run_and_tell(link, name, lambda text, **options: self._reply(event, text, **options))
+        except RunRefused as error:
+            self._answer_press(event, str(error))
 
     def _press(self, event: _Event, data: str) -> None:
         action, _, argument = data.partition(":")
@@ -320,36 +309,10 @@ class Chat:
 
     def _reply(self, event: _Event, text: str, **message) -> None:
         try:
-            self.tell(event.key(), event.chat_id, text, **message)
+            self._replies.tell(event.key(), event.chat_id, text, **message)
         except (OutboxError, OSError) as error:
             log.error("chat %d gets no answer: %s", event.chat_id, error)
 
-    def tell(self, key: str, chat_id: int, text: str, parse_mode: str = "Markdown", title: str = "",
-             buttons: list = (), picture=None, picture_name: str = "", dispatch: str | None = None,
-             script: str = "") -> None:
-        """Write in a chat, once a day for the same key, however often it is asked for. Raises OutboxError.
-
-        `picture` is a binary file; `dispatch` is the user whose desktop is to show the message too.
-        """
-        message = {"title": title, "text": text, "parse_mode": parse_mode, "buttons": list(buttons)}
-        fields = {"chat_id": chat_id, "reply": True, "user": dispatch, "script": script, "message": message}
-        entry_id = self._outbox.identify(key)
-        with self._outbox.claim(entry_id) as found:
-            if found is not None:
-                return
-            if picture is None:
-                self._delivery.submit(self._outbox.add(entry_id, fields))
-                return
-            with self._outbox.upload() as (file, path):
-                shutil.copyfileobj(picture, file)
-                file.flush()
-                os.fsync(file.fileno())
-                message["photo_size"] = file.tell()
-                file.seek(0)
-                message["photo"] = photo_name(file.read(8), picture_name)
-                if message["photo"] is None:
-                    message["text"] += "\n\n(Its image is not a PNG or JPEG, and is left out.)"
-                self._delivery.submit(self._outbox.add(entry_id, fields, path if message["photo"] else None))
 
 
 class _Event:
@@ -368,21 +331,6 @@ class _Event:
     def key(self) -> str:
         self._answers += 1
         return f"update:{self.update_id}:{self._answers}"
-
-
-@contextmanager
-def _image_file(descriptor: int | None):
-    """The file of a descriptor that came with an answer, if it is one of a size Telegram takes; else None."""
-    if descriptor is None:
-        yield None
-        return
-    with open(os.dup(descriptor), "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_IMAGE_BYTES:
-            yield None
-            return
-        file.seek(0)  # the offset is shared with whoever sent the descriptor
-        yield file
 
 
 def _event(update: dict, begin) -> _Event | None:

@@ -80,12 +80,21 @@ class Links:
         with self._codes.update() as codes:
             entry = _valid_entry(codes, code, now)
             with self._users.update() as users:
-                old = users[user] if isinstance(users.get(user), dict) else {}
-                kept = {name: value for name, value in old.items() if name not in ("blocked", "welcomed_at")}
-                users[user] = kept | {"chat_id": entry["chat_id"], "linked_at": _iso(now),
-                                      "chat_name": str(entry.get("chat_name", ""))}
+                _put(users, user, entry["chat_id"], str(entry.get("chat_name", "")), now)
             del codes[code]
         return entry["chat_id"]
+
+    def link(self, user: str, chat_id: int, chat_name: str, now: float) -> None:
+        """Link `user` to a chat that has confirmed it, in place of the chat of `user` and of other logins of the chat.
+
+        A link that is there already stays as it is: it is not news."""
+        with self._users.update() as users:
+            for other in [other for other, record in users.items()
+                          if other != user and _is_record(record) and record["chat_id"] == chat_id]:
+                del users[other]
+            record = users.get(user)
+            if not _is_record(record) or record["chat_id"] != chat_id or record.get("blocked"):
+                _put(users, user, chat_id, chat_name, now)
 
     def unlink(self, user: str) -> bool:
         """Take a link away; False when there was none."""
@@ -139,6 +148,13 @@ def _make_index(document: dict) -> tuple[dict[str, Link], dict[int, Link]]:
         if other is None or other.linked_at <= link.linked_at:
             by_chat[link.chat_id] = link
     return by_user, by_chat
+
+
+def _put(users: dict, user: str, chat_id: int, chat_name: str, now: float) -> None:
+    """A new link. What other software keeps with it stays; what was known of the old chat goes."""
+    old = users[user] if isinstance(users.get(user), dict) else {}
+    kept = {name: value for name, value in old.items() if name not in ("blocked", "welcomed_at")}
+    users[user] = kept | {"chat_id": chat_id, "linked_at": _iso(now), "chat_name": chat_name}
 
 
 def _is_record(record) -> bool:

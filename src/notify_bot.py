@@ -7,10 +7,11 @@ usage: notify-bot [--verbose] [--help] [--version]
 queue lists what waits and what failed; retry sends again what failed; drop removes a message. Without a
 command it is the service itself.
 
-Started by notify-bot.service; by hand it makes its socket itself. --verbose logs every request.
+Started by notify-bot.service; by hand it makes its sockets itself, that for the link page only where
+NOTIFY_WEB_SOCKET is set. --verbose logs every request.
 The rest is its environment: TELEGRAM_BOT_TOKEN or the credential telegram-bot-token, TELEGRAM_API_URL,
-NOTIFY_DATA_DIR, NOTIFY_BOT_SOCKET, NOTIFY_SCRIPTS_DIR, NOTIFY_WS_SOCKET, NOTIFY_SITE_NAME, NOTIFY_SITE_URL,
-NOTIFY_MAX_AGE.
+NOTIFY_DATA_DIR, NOTIFY_BOT_SOCKET, NOTIFY_WEB_SOCKET, NOTIFY_SCRIPTS_DIR, NOTIFY_WS_SOCKET, NOTIFY_SITE_NAME,
+NOTIFY_SITE_URL, NOTIFY_MAX_AGE.
 See notify-bot(8).
 """
 
@@ -25,15 +26,20 @@ import time
 
 import service
 import unixhttp
+import webapi
 from chat import Chat
 from delivery import Delivery, Outcome, Recipients
 from gateway import Gateway
+from invites import Invites
 from jsonstore import StoreError
 from links import Link, Links
 from metrics import Metrics
 from outbox import Outbox, OutboxError
 from overdue import Overdue
 from polling import Poller
+from recent import Recent
+from replies import Replies
+from runs import Runs
 from sendapi import Context, SendHandler
 from telegram_api import TelegramAPI
 
@@ -47,10 +53,10 @@ API_STUCK_SECONDS = 60
 
 
 class People(Recipients):
-    """The people behind the chats: their links, and their desktops."""
+    """The people behind the chats: their links, their desktops, and what their page shows."""
 
-    def __init__(self, links: Links, gateway: Gateway):
-        self._links, self._gateway = links, gateway
+    def __init__(self, links: Links, gateway: Gateway, recent: Recent):
+        self._links, self._gateway, self._recent = links, gateway, recent
         self._lock = threading.Lock()
         self._expired: dict[str, int] = {}
 
@@ -74,6 +80,7 @@ class People(Recipients):
 
     def delivered(self, entry: dict) -> None:
         if entry["user"]:
+            self._recent.delivered(entry)
             message = entry["message"]
             self._gateway.dispatch(entry["user"], message.get("title") or "", message.get("text") or "",
                                    str(entry.get("script") or ""))
@@ -125,28 +132,50 @@ class Welcomer:
             self._problem = str(error)
 
 
+class _Serving:
+    """One of the sockets, and the thread that serves it."""
+
+    _KINDS = {"send-api": ("the API", unixhttp.Server, SendHandler),
+              "web": ("the page's API", webapi.WebServer, webapi.WebHandler)}
+
+    def __init__(self, name: str, listener, context):
+        self.title, server, handler = self._KINDS[name]
+        self.server = server(listener, handler, context)
+        self.thread = threading.Thread(target=self.server.serve_forever, name=name, daemon=True)
+
+    def is_alive(self) -> bool:
+        return self.thread.is_alive() and time.monotonic() - self.server.beat < API_STUCK_SECONDS
+
+
 class Service:
     """Everything that runs, from `start` to `stop`."""
 
-    def __init__(self, settings: service.Settings, token: str, listener):
+    def __init__(self, settings: service.Settings, token: str, listeners: dict):
         self._stuck: set[str] = set()
         self._outbox = Outbox(settings.data_dir / "outbox")
         self._links = Links(settings.data_dir)
         self._api = TelegramAPI(token, settings.api_url)
         self._metrics = Metrics()
-        self._people = People(self._links, Gateway(settings.ws_socket))
+        recent = Recent(self._outbox.directory)
+        self._people = People(self._links, Gateway(settings.ws_socket), recent)
         self._delivery = Delivery(self._outbox, self._api, self._people, self._metrics, settings.max_age)
-        self._chat = Chat(settings, self._links, self._outbox, self._delivery, self._api)
+        replies = Replies(self._outbox, self._delivery)
+        self._runs = Runs(settings.scripts_dir, settings.data_dir, replies)
+        invites = Invites(settings.data_dir, self._links)
+        self._chat = Chat(settings, self._links, invites, replies, self._runs, self._api)
         self._poller = Poller(self._api, settings.data_dir, self._chat)
         self._welcomer = Welcomer(self._links, self._chat)
-        self._overdue = Overdue(self._links, settings.scripts_dir, self._chat.tell)
-        context = Context(self._outbox, self._delivery, self._links, self._metrics, self)
-        self._server = unixhttp.Server(listener, SendHandler, context)
-        self._server_thread = threading.Thread(target=self._server.serve_forever, name="api", daemon=True)
+        self._overdue = Overdue(self._links, settings.scripts_dir, replies.tell)
+        contexts = {"send-api": Context(self._outbox, self._delivery, self._links, self._metrics, self),
+                    "web": webapi.Context(settings, self._links, invites, self._runs, replies, recent, self._delivery,
+                                          self._metrics, self._chat, self)}
+        self._servers = [_Serving(name, listener, contexts[name]) for name, listener in listeners.items()]
 
     def start(self) -> None:
         self._delivery.start()
-        self._server_thread.start()
+        for serving in self._servers:
+            serving.thread.start()
+        self._runs.resume()
         self._poller.start()
 
     def watch(self, stop: threading.Event) -> None:
@@ -172,16 +201,21 @@ class Service:
     def stop(self) -> None:
         """Finish what is under way, within STOP_SECONDS. What is not delivered is on disk for the next start."""
         deadline = time.monotonic() + STOP_SECONDS
-        self._server.stop_accepting()
+        closing = [threading.Thread(target=serving.server.stop_accepting) for serving in self._servers]
+        for thread in closing:
+            thread.start()
+        for thread in closing:
+            thread.join()
         self._poller.stop(0)
         self._delivery.stop(STOP_SECONDS / 2)
-        self._server.drain(max(0.1, deadline - time.monotonic()))
+        for serving in self._servers:
+            serving.server.drain(max(0.1, deadline - time.monotonic()))
         self._api.close()
         self._outbox.close()
 
     def is_alive(self) -> bool:
-        serving = self._server_thread.is_alive() and time.monotonic() - self._server.beat < API_STUCK_SECONDS
-        alive = {"polling": self._poller.is_alive(), "delivery": self._delivery.is_alive(), "the API": serving}
+        alive = {"polling": self._poller.is_alive(), "delivery": self._delivery.is_alive(),
+                 **{serving.title: serving.is_alive() for serving in self._servers}}
         stuck = {name for name, is_alive in alive.items() if not is_alive}
         for name in stuck - self._stuck:
             log.critical("%s makes no progress; the watchdog is not fed", name)
@@ -234,20 +268,26 @@ class Service:
             log.error("old messages cannot be removed: %s", error)
 
 
-def _listener(settings: service.Settings):
+def _listeners(settings: service.Settings) -> dict:
+    """The sockets `send-api` and `web`: those that systemd passed, one of them or both; by hand, new ones."""
     sockets = service.listen_sockets()
-    if len(sockets) > 1:
-        raise service.ConfigurationError(f"systemd passed {len(sockets)} sockets; this service takes one")
-    for listener in sockets.values():
-        return listener
-    return unixhttp.listen(settings.bot_socket)
+    if not sockets:
+        sockets["send-api"] = unixhttp.listen(settings.bot_socket)
+        if settings.has_own_web_socket:
+            sockets["web"] = unixhttp.listen(settings.web_socket)
+    # That for the page has its own name, and the other one may have any.
+    others = sorted(sockets.keys() - {"web"})
+    if len(others) > 1:
+        raise service.ConfigurationError(f"systemd passed the sockets {', '.join(others)}; this service takes one, "
+                                         "and one for the link page with FileDescriptorName=web")
+    return {"web" if name == "web" else "send-api": listener for name, listener in sockets.items()}
 
 
 def _serve(verbose: bool) -> int:
     settings = service.Settings(os.environ)
     token = service.bot_token(os.environ)
     service.setup_logging(settings.data_dir / "bot.log", (token,), verbose)
-    bot = Service(settings, token, _listener(settings))
+    bot = Service(settings, token, _listeners(settings))
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -34,9 +34,9 @@ def ask(directory: Path, user: str, request: dict, seconds: float):
             os.close(descriptor)
 
 
-def list_scripts(directory: Path, user: str) -> list[dict]:
+def list_scripts(directory: Path, user: str, seconds: float = LIST_SECONDS) -> list[dict]:
     """The scripts of `user`, as `notify-scripts list` has them. Raises ScriptsError."""
-    with ask(directory, user, {"do": "list"}, LIST_SECONDS) as (answer, _):
+    with ask(directory, user, {"do": "list"}, seconds) as (answer, _):
         scripts = checked(answer).get("scripts")
     if not isinstance(scripts, list):
         raise ScriptsError("the answer is not a list")

@@ -20,9 +20,8 @@ from pathlib import Path
 
 import multipart
 import queueapi
+from addressee import unavailable, with_room
 from delivery import Outcome
-from jsonstore import StoreError
-from links import Link
 from notification import PARSE_MODES, photo_name
 from outbox import OutboxError
 from unixhttp import Handler, HTTPProblem
@@ -30,7 +29,6 @@ from unixhttp import Handler, HTTPProblem
 MAX_JSON_BYTES = 1 << 20
 MAX_PHOTO_BYTES = 50 << 20
 MAX_FORM_BYTES = MAX_PHOTO_BYTES + MAX_JSON_BYTES
-MAX_QUEUED = 200
 MAX_WAIT_SECONDS = 60
 DEFAULT_WAIT_SECONDS = 20
 MAX_BUTTONS = 100
@@ -65,7 +63,8 @@ def post_send_photo(handler: Handler) -> None:
     """POST /send_photo: JSON with `photo_path`, or multipart/form-data with the bytes in the part `photo`."""
     if not _is_trusted(handler.peer) and not handler.headers.get("Idempotency-Key"):
         # Who can only send to themselves is refused before their picture takes room on the disk.
-        _link(handler.server.context, _recipient(handler.peer, {}))
+        context: Context = handler.server.context
+        with_room(context.links, context.delivery, _recipient(handler.peer, {}))
     try:
         with handler.server.context.outbox.upload() as (file, path):
             if multipart.is_form(handler.headers.get("Content-Type", "")):
@@ -82,7 +81,7 @@ def post_send_photo(handler: Handler) -> None:
     except (ConnectionError, TimeoutError):
         raise
     except OSError as error:
-        raise _unavailable(f"the picture could not be written: {error.strerror}") from error
+        raise unavailable(f"the picture could not be written: {error.strerror}") from error
 
 
 def get_health(handler: Handler) -> None:
@@ -129,30 +128,14 @@ def _accept(handler: Handler, user: str, message: dict, options: tuple, photo: P
         raise HTTPProblem(outcome.status, outcome.reason)
 
 
-def _link(context: Context, user: str) -> Link:
-    """The link of a user for whom one more message may be accepted. Raises HTTPProblem."""
-    try:
-        link = context.links.of_user(user)
-    except StoreError as error:
-        raise _unavailable(str(error)) from error
-    if link is None:
-        raise HTTPProblem(404, f"User '{user}' has no linked Telegram")
-    if link.blocked:
-        raise HTTPProblem(409, f"Telegram delivers nothing to the chat of '{user}': {link.blocked}. "
-                               "It takes a new /start there")
-    if context.delivery.queued(user) >= MAX_QUEUED:
-        raise HTTPProblem(429, f"{MAX_QUEUED} messages for '{user}' are queued", {"Retry-After": "60"})
-    return link
-
-
 def _add(context: Context, entry_id: str, user: str, message: dict, script: str, photo: Path | None) -> dict:
     """Accept a message: on disk on return. Raises HTTPProblem, and then nothing was accepted."""
-    link = _link(context, user)
+    link = with_room(context.links, context.delivery, user)
     fields = {"user": user, "chat_id": link.chat_id, "message": message, "script": script}
     try:
         entry = context.outbox.add(entry_id, fields, photo)
     except OutboxError as error:
-        raise _unavailable(str(error)) from error
+        raise unavailable(str(error)) from error
     context.metrics.count("accepted")
     return entry
 
@@ -327,7 +310,3 @@ def _picture(file, name: str) -> tuple[str, int]:
     if picture is None:
         raise HTTPProblem(400, "the photo is not a PNG or JPEG")
     return picture, size
-
-
-def _unavailable(reason: str) -> HTTPProblem:
-    return HTTPProblem(503, reason, {"Retry-After": "30"})

@@ -30,6 +30,8 @@ class Settings:
         self.api_url = environment.get("TELEGRAM_API_URL", "").rstrip("/") or "https://api.telegram.org"
         self.data_dir = Path(environment.get("NOTIFY_DATA_DIR") or "/data/notifications")
         self.bot_socket = Path(environment.get("NOTIFY_BOT_SOCKET") or "/run/notify-bot/bot.sock")
+        self.web_socket = Path(environment.get("NOTIFY_WEB_SOCKET") or "/run/notify-bot/web.sock")
+        self.has_own_web_socket = bool(environment.get("NOTIFY_WEB_SOCKET"))
         self.scripts_dir = Path(environment.get("NOTIFY_SCRIPTS_DIR") or "/run/notify-scripts")
         self.ws_socket = Path(environment.get("NOTIFY_WS_SOCKET") or "/run/ws-gateway/ws.sock")
         self.site_name = environment.get("NOTIFY_SITE_NAME") or socket.gethostname()

@@ -284,6 +284,8 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
     daemon_threads = True
     block_on_close = False
+    max_connections = MAX_CONNECTIONS
+    max_connections_per_user = MAX_CONNECTIONS_PER_USER
 
     def __init__(self, listener: socket.socket, handler: type, context):
         socketserver.BaseServer.__init__(self, listener.getsockname(), handler)
@@ -302,7 +304,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         uid = Peer(request).uid
         with self._changed:
             of_user = sum(1 for owner, _ in self._connections.values() if owner == uid)
-            if of_user < MAX_CONNECTIONS_PER_USER and len(self._connections) < MAX_CONNECTIONS:
+            if of_user < self.max_connections_per_user and len(self._connections) < self.max_connections:
                 self._connections[request] = [uid, _FRESH]
                 return True
         log.warning("refused uid %d: %d connections are open", uid, of_user)

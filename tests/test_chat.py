@@ -126,7 +126,8 @@ def test_a_linked_chat_is_pointed_at_help(bot, telegram, linked):
 def test_a_command_may_name_the_bot(bot, telegram, chat_id):
     until(lambda: "this bot is @" in bot.log)
     name = re.search(r"this bot is @(\w+)", bot.log)[1]
-    assert "Your code is" in ask(telegram, chat_id, f"/START@{name.upper()} payload")[0]["text"]
+    assert "Your code is" in ask(telegram, chat_id, f"/START@{name.upper()}")[0]["text"]
+    assert "not valid any more" in ask(telegram, chat_id, f"/START@{name.upper()} payload")[0]["text"]
 
 
 def test_a_group_is_told_that_only_private_chats_are_linked(bot, telegram):

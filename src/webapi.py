@@ -1,0 +1,191 @@
+"""What the link page needs of the bot, on a socket of its own: POST /card, /run, /test, /invite.
+
+Who may connect is what the socket's mode says: root and the web server. Who is logged in there the web server alone
+knows, so `user` is believed here, and for that reason nothing can be asked for that would harm the login it names:
+to see its own scripts, to run one, a sample to its own chat, an invite for itself. Nothing of the send API is here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import threading
+from contextlib import contextmanager
+
+from addressee import linked, unavailable, with_room
+from invites import Invites
+from jsonstore import StoreError
+from links import Links
+from outbox import OutboxError
+from recent import Recent
+from replies import Replies
+from runs import RunRefused, Runs
+from scripts_socket import ScriptsError, list_scripts
+from unixhttp import Handler, HTTPProblem, Server
+
+MAX_REQUEST_BYTES = 4096
+MAX_LISTINGS_PER_USER = 2
+LIST_SECONDS = 8  # somebody waits for the page
+TEST_SECONDS = 5
+_USER = re.compile(r"[A-Za-z_][A-Za-z0-9._-]{0,31}")
+
+
+class Context:
+    """What the handlers need; of `service` its `health()`, of `chat` its `username`."""
+
+    def __init__(self, settings, links: Links, invites: Invites, runs: Runs, replies: Replies, recent: Recent,
+                 delivery, metrics, chat, service):
+        self.scripts_dir = settings.scripts_dir
+        self.links, self.invites, self.runs, self.replies, self.recent = links, invites, runs, replies, recent
+        self.delivery, self.metrics, self.chat, self.service = delivery, metrics, chat, service
+        self._lock = threading.Lock()
+        self._listing: dict[str, int] = {}
+
+    def scripts(self, user: str) -> list[dict]:
+        """The scripts of a login. Raises ScriptsError."""
+        with self._place(user):
+            return list_scripts(self.scripts_dir, user, LIST_SECONDS)
+
+    @contextmanager
+    def _place(self, user: str):
+        """Who answers for the scripts may take all the time there is, and there are other logins."""
+        with self._lock:
+            if self._listing.get(user, 0) >= MAX_LISTINGS_PER_USER:
+                raise ScriptsError("they are being listed already, and it takes long")
+            self._listing[user] = self._listing.get(user, 0) + 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._listing[user] -= 1
+                if not self._listing[user]:
+                    del self._listing[user]
+
+
+def post_card(handler: Handler) -> None:
+    """POST /card `{"user"}`: what the page shows of a login, see docs/telegram_bot.md."""
+    user = _user(_request(handler))
+    context: Context = handler.server.context
+    scripts, scripts_error = [], None
+    try:
+        running = context.runs.running(user)
+        scripts = [_script(script, running) for script in context.scripts(user)]
+    except ScriptsError as error:
+        scripts_error = f"Your scripts cannot be listed: {error}."
+    try:
+        notifications = context.recent.of_user(user)
+    except OSError as error:
+        raise unavailable(f"the outbox cannot be read: {error.strerror}") from error
+    _answer(handler, 200, bot=context.chat.username or None, health=context.service.health()[1].get("error"),
+            scripts=scripts, scripts_error=scripts_error, notifications=notifications)
+
+
+def post_run(handler: Handler) -> None:
+    """POST /run `{"user", "name"}`: run a script of the login; what comes of it arrives in the chat."""
+    fields = _request(handler)
+    user, name = _user(fields), fields.get("name")
+    if not isinstance(name, str):
+        raise HTTPProblem(400, "name must be a string")
+    context: Context = handler.server.context
+    link = linked(context.links, user)
+    try:
+        script = next((script for script in context.scripts(user) if script["name"] == name), None)
+        if script is None:
+            raise HTTPProblem(404, "This script is not there any more.")
+        if script.get("refused"):
+            raise HTTPProblem(409, _script(script, set())["problem"])
+        context.runs.start(link, name)
+    except RunRefused as error:
+        raise HTTPProblem(error.status, str(error), {"Retry-After": "60"} if error.status != 409 else None) from error
+    except ScriptsError as error:
+        raise unavailable(f"It cannot be run: {error}.") from error
+    except StoreError as error:
+        raise unavailable(str(error)) from error
+    _answer(handler, 202)
+
+
+def post_test(handler: Handler) -> None:
+    """POST /test `{"user"}`: the sample notification, on the way that every notification takes."""
+    user = _user(_request(handler))
+    context: Context = handler.server.context
+    link = with_room(context.links, context.delivery, user)
+    key = f"test:{secrets.token_hex(10)}"
+    try:
+        receipt = context.replies.sample(key, link, user=user, reply=False)
+    except OutboxError as error:
+        raise unavailable(str(error)) from error
+    except OSError as error:
+        raise unavailable(f"the picture could not be written: {error.strerror}") from error
+    context.metrics.count("accepted")
+    outcome = receipt.wait(TEST_SECONDS)
+    if outcome and outcome.status != 200:
+        raise HTTPProblem(outcome.status, outcome.reason)
+    _answer(handler, 200, queued=outcome is None, id=context.replies.identify(key))
+
+
+def post_invite(handler: Handler) -> None:
+    """POST /invite `{"user"}`: a link that opens the bot, which asks there whether to link."""
+    user = _user(_request(handler))
+    context: Context = handler.server.context
+    if not context.chat.username:
+        raise HTTPProblem(503, "Telegram has not said yet what the bot is called.", {"Retry-After": "5"})
+    try:
+        payload, expires = context.invites.create(user)
+    except StoreError as error:
+        raise unavailable(str(error)) from error
+    _answer(handler, 200, url=f"https://t.me/{context.chat.username}?start={payload}", expires=expires)
+
+
+class WebHandler(Handler):
+    """The routes of the web server's socket."""
+
+    server_version = "notify-bot"
+    routes = {"/card": {"POST": post_card}, "/run": {"POST": post_run}, "/test": {"POST": post_test},
+              "/invite": {"POST": post_invite}}
+
+
+class WebServer(Server):
+    """A page makes one connection at a time, and beside these there must be threads for the send API."""
+
+    max_connections = max_connections_per_user = 64
+
+
+def _request(handler: Handler) -> dict:
+    try:
+        fields = json.loads(handler.body(MAX_REQUEST_BYTES))
+    except (ValueError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict):
+        raise HTTPProblem(400, "the body is not a JSON object")
+    return fields
+
+
+def _user(fields: dict) -> str:
+    """The login, which becomes part of a path."""
+    user = fields.get("user")
+    if not isinstance(user, str) or not _USER.fullmatch(user):
+        raise HTTPProblem(400, "user is not the name of a login")
+    return user
+
+
+def _answer(handler: Handler, status: int, **fields) -> None:
+    # Escaped: the name of a script may hold what is no character.
+    handler.answer(status, json.dumps({"ok": True, **fields}).encode() + b"\n")
+
+
+def _script(script: dict, running: set) -> dict:
+    """What the page shows of a script. Its owner's account answered, so no field is sure to be what it should be."""
+    refused = script.get("refused")
+    problem = f"It is not run: {refused}" if refused else script.get("last_error")
+    if not problem and script.get("overdue") is True:
+        problem = "It has not run when it should have."
+    schedule = script.get("schedule")
+    return {"name": script["name"], "schedule": schedule[:200] if isinstance(schedule, str) else None,
+            "last_run": _time(script.get("last_run")), "last_sent": _time(script.get("last_sent")),
+            "next_run": _time(script.get("next_run")), "running": script["name"] in running,
+            "can_run": not refused, "problem": str(problem)[:300] if problem else None}
+
+
+def _time(value) -> int | None:
+    return int(value) if type(value) in (int, float) and abs(value) < 1 << 53 else None
