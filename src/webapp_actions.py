@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import re
 import sys
-import time
+from contextlib import suppress
 
+from jsonstore import StoreError
 from links import LinkError, Links
 from webapp_guesses import Guesses, TooManyGuesses
 from webapp_request import Problem, Settings
 
 AWAY = "The notification service is not answering just now. Try again in a minute."
 AWAY_SECONDS = "10"
+CARD_SECONDS, RUN_SECONDS, TEST_SECONDS, INVITE_SECONDS = 12, 15, 15, 5  # the bot gives up before
 
 
 def status(settings: Settings, user: str) -> dict:
@@ -28,7 +30,7 @@ def status(settings: Settings, user: str) -> dict:
 def state(settings: Settings, user: str) -> dict:
     """What the card shows: `status`, and `bot` as it answers on its socket, None while it does not."""
     try:
-        _, answer = _ask(settings, "/card", {"user": user}, 5)
+        _, answer = _ask(settings, "/card", {"user": user}, CARD_SECONDS)
     except Problem:
         answer = None
     return status(settings, user) | {"bot": answer}
@@ -63,12 +65,16 @@ def _guess(settings: Settings, user: str, sent: dict, judge):
         minutes = -(-error.seconds // 60)
         raise Problem(429, f"There were too many wrong codes. Try again in {minutes} "
                            f"minute{'' if minutes == 1 else 's'}.", {"Retry-After": str(error.seconds)}) from None
+    wrong = False
     try:
-        found = judge(code)
+        return judge(code)
     except LinkError as error:
+        wrong = True
         raise Problem(400, str(error)) from None
-    guesses.take_back(user, guess)
-    return found
+    finally:
+        if not wrong:
+            with suppress(StoreError):  # it was right, whether or not that can be written down
+                guesses.take_back(user, guess)
 
 
 def unlink(settings: Settings, user: str, sent: dict) -> tuple[int, dict]:
@@ -77,7 +83,7 @@ def unlink(settings: Settings, user: str, sent: dict) -> tuple[int, dict]:
 
 
 def test(settings: Settings, user: str, sent: dict) -> tuple[int, dict]:
-    status, answer = _ask(settings, "/test", {"user": user}, 15)
+    status, answer = _ask(settings, "/test", {"user": user}, TEST_SECONDS)
     queued = answer.get("queued") is True
     return status, {"ok": True, "queued": queued, "message": TEST_SAID[queued]}
 
@@ -90,16 +96,17 @@ def run(settings: Settings, user: str, sent: dict) -> tuple[int, dict]:
     name = sent.get("name")
     if not isinstance(name, str) or not name:
         raise Problem(400, "The name of the script is missing.")
-    status, _ = _ask(settings, "/run", {"user": user, "name": name}, 10)
+    status, _ = _ask(settings, "/run", {"user": user, "name": name}, RUN_SECONDS)
     return status, {"ok": True, "message": f"{name} is running; what it finds arrives in your chat."}
 
 
 def invite(settings: Settings, user: str, sent: dict) -> tuple[int, dict]:
-    status, answer = _ask(settings, "/invite", {"user": user}, 5)
+    status, answer = _ask(settings, "/invite", {"user": user}, INVITE_SECONDS)
     url, expires = answer.get("url"), answer.get("expires")
     if not isinstance(url, str) or not url.startswith("https://t.me/"):
         raise _away("the bot's invite has no link")
-    return status, {"url": url, "expires": expires if isinstance(expires, int) else int(time.time()) + 600}
+    from webapp_qr import qr_svg  # loads a library, for this alone
+    return status, {"url": url, "expires": expires, "qr": qr_svg(url)}
 
 
 ACTIONS = {"verify": verify, "check": check, "unlink": unlink, "invite": invite, "test": test, "run": run}

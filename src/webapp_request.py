@@ -48,13 +48,16 @@ class Request:
         # However it is mounted, the two together are the path that the browser asked for.
         path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
         self.path = re.sub("/+", "/", path).rstrip("/")
-        self.query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True, max_num_fields=20,
-                              encoding="utf-8", errors="replace") if environ.get("QUERY_STRING") else {}
+        self.query = dict(part.partition("=")[::2] for part in environ.get("QUERY_STRING", "").split("&"))
 
     @property
     def wants_html(self) -> bool:
         """Whether a person looks at the answer: the browser says so, or it is the page's own address."""
         return "text/html" in self.environ.get("HTTP_ACCEPT", "") or not self.path.startswith("/api/")
+
+    @property
+    def is_embedded(self) -> bool:
+        return "embed" in self.query
 
     @property
     def is_secure(self) -> bool:

@@ -21,7 +21,7 @@ from webapp_request import Problem, Request
 
 PAGE, API = "/telegram", "/api/telegram/"
 GUARDS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
-POLICY = ("default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
+POLICY = ("default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; connect-src 'self'; "
           "form-action 'self'; base-uri 'none'; frame-ancestors ")
 FOREVER = {"Cache-Control": "public, max-age=31536000, immutable"}
 
@@ -36,8 +36,8 @@ def application(environ: dict, start_response):
     except StoreError as error:
         print(f"notify: {error}", file=sys.stderr)
         status, headers, body = _problem(request, Problem(
-            503, "The links cannot be read or written now. Nothing was changed. The administrator finds the reason in "
-                 "the error log of the web server."))
+            503, "The files of the notification service cannot be read or written now. Try again in a minute; if it "
+                 "stays so, the administrator finds the reason in the error log of the web server."))
     start_response(f"{status} {HTTPStatus(status).phrase}", list((_usual(request) | headers).items()))
     return [b"" if request.method == "HEAD" else body]
 
@@ -83,17 +83,17 @@ def _static(request: Request) -> tuple[int, dict, bytes]:
 
 
 def _get_page(request: Request, user: str) -> tuple[int, dict, bytes]:
-    said = webapp_page.SAID.get(request.query.get("done", [""])[0], "")
+    said = webapp_page.SAID.get(request.query.get("done"), "")
     return _page(request, user, 200, webapp_page.Moment(said=said))
 
 
 def _page(request: Request, user: str, status: int, moment, headers: dict | None = None) -> tuple[int, dict, bytes]:
     token, cookie = request.form_token()
-    state = webapp_actions.state(request.settings, user)
-    card = webapp_page.card(request.settings, user, state, moment, token, "embed" in request.query)
+    shown = webapp_page.Shown(request.settings, user, token, request.is_embedded)
+    text = webapp_page.card(shown, webapp_actions.state(request.settings, user), moment)
     if "fragment" not in request.query:
-        card = webapp_page.page(request.settings, user, card, moment, "embed" in request.query)
-    return _html(status, card, (headers or {}) | cookie)
+        text = webapp_page.page(request.settings, text, moment, request.is_embedded)
+    return _html(status, text, (headers or {}) | cookie)
 
 
 def _post_form(request: Request, user: str) -> tuple[int, dict, bytes]:
@@ -101,7 +101,7 @@ def _post_form(request: Request, user: str) -> tuple[int, dict, bytes]:
     request.refuse_other_sites(form=True)
     fields = request.form_body()
     request.check_form_token(fields.pop("token", ""))
-    action = fields.pop("action", "")
+    action = fields.pop("do", "")
     if action not in webapp_actions.ACTIONS:
         raise Problem(400, "The form asks for something that is not known.")
     if "code" in fields:
@@ -114,8 +114,8 @@ def _post_form(request: Request, user: str) -> tuple[int, dict, bytes]:
         return _page(request, user, 200, webapp_page.Moment(code=fields["code"], chat=answer["chat"]))
     if action == "invite":
         return _page(request, user, 200, webapp_page.Moment(invite=answer))
-    embed = "&embed" if "embed" in request.query else ""
-    return 303, {"Location": f"{PAGE}?done={action}{embed}", "Content-Length": "0"}, b""
+    place = f"{PAGE}?embed&done={action}" if request.is_embedded else f"{PAGE}?done={action}"
+    return 303, {"Location": place, "Content-Length": "0"}, b""
 
 
 def _problem(request: Request, problem: Problem) -> tuple[int, dict, bytes]:
