@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import parse_qs
 
 MAX_BODY = 4096
+MAX_DROPPED = 1 << 20
 
 
 class Problem(Exception):
@@ -45,6 +46,7 @@ class Request:
         self.environ = environ
         self.settings = Settings(environ)
         self.method = environ.get("REQUEST_METHOD", "GET")
+        self._body_is_read = False
         # However it is mounted, the two together are the path that the browser asked for.
         path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
         self.path = re.sub("/+", "/", path).rstrip("/")
@@ -113,10 +115,23 @@ class Request:
             raise Problem(400, "The length of the body is not a number.")
         if len(length) > 9 or int(length) > MAX_BODY:
             raise Problem(413, f"The body is over {MAX_BODY} bytes.")
+        self._body_is_read = True
         data = self.environ["wsgi.input"].read(int(length))
         if len(data) < int(length):
             raise Problem(400, "The body ended early.")
         return data
+
+    def drop_body(self) -> None:
+        """Read what was sent and not looked at, for Apache loses the answer of a program that ends before that.
+
+        mod_cgid speaks to it over one socket, and a socket closed with something unread in it is reset (unix(7)).
+        """
+        length = self.environ.get("CONTENT_LENGTH") or "0"
+        if self._body_is_read or not (length.isascii() and length.isdigit()) or len(length) > 9:
+            return
+        left = min(int(length), MAX_DROPPED)
+        while left and (data := self.environ["wsgi.input"].read(min(left, 1 << 16))):
+            left -= len(data)
 
     # The form's token is a random cookie that a page of another site can neither read nor set: with HTTPS the prefix
     # __Host- keeps even a neighbour below the same domain from setting it.
