@@ -1,7 +1,8 @@
 """Delivery: messages go from the outbox to Telegram, one call at a time in a chat, and every answer has its reaction.
 
-The scheduler hands the lane whose turn it is (lanes.py) to a worker, and the worker makes one call for the message
-at its head. A message leaves its lane when the outbox has written down what became of it.
+The lane whose turn it is (lanes.py) goes to a worker, who makes one call for the message at its head and then takes
+the lane that is next; the scheduler hands out what the time makes ready. A message leaves its lane when the outbox has
+written down what became of it.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import random
 import threading
 import time
 
-from lanes import MAX_UNDER_WAY, Lane, Lanes
+from lanes import Lane, Lanes
 from metrics import Metrics
 from notification import LATE_SECONDS, Step, compose
 from outbox import CorruptEntry, Outbox
+from receipt import Outcome, Receipt
 from telegram_api import TelegramAPI, TelegramError, TelegramUnreachable
 
 log = logging.getLogger("delivery")
@@ -25,38 +27,9 @@ TOKEN_RETRY_SECONDS = 60
 DISK_RETRY_SECONDS = 5
 ERROR_RETRY_SECONDS = 60
 STUCK_SECONDS = 180
+SLACK_SECONDS = 0.001  # two sums of the same times differ in their last digit
+LONGEST_REST_SECONDS = 86400
 FLOOD_CHATS, FLOOD_SECONDS = 3, 20
-
-
-class Outcome:
-    """What became of a message: `status` 200, 404, 409, 410, 502 or 504, and why."""
-
-    __slots__ = ("status", "reason")
-
-    def __init__(self, status: int, reason: str = ""):
-        self.status = status
-        self.reason = reason
-
-
-class Receipt:
-    """By which to wait for what becomes of a message."""
-
-    __slots__ = ("_settled", "_outcome")
-
-    def __init__(self):
-        self._settled = threading.Lock()
-        self._settled.acquire()
-        self._outcome: Outcome | None = None
-
-    def wait(self, seconds: float) -> Outcome | None:
-        """The outcome, None when there is none within `seconds`."""
-        if self._settled.acquire(timeout=seconds):
-            self._settled.release()
-        return self._outcome
-
-    def settle(self, outcome: Outcome | None) -> None:
-        self._outcome = outcome
-        self._settled.release()
 
 
 class Recipients:
@@ -103,8 +76,13 @@ class Delivery:
         self.beat = time.monotonic()
 
     def start(self) -> None:
-        for entry in self._outbox.load():
-            self._enqueue(entry)
+        entries = self._outbox.load()
+        with self._changed:
+            for entry in entries:
+                if rest := _rest_left(entry):
+                    self._lanes.park(entry["chat_id"], time.monotonic() + rest)
+            for entry in entries:
+                self._enqueue(entry)
         self._scheduler.start()
 
     def stop(self, seconds: float) -> bool:
@@ -141,11 +119,12 @@ class Delivery:
         """Deliver an accepted entry."""
         receipt = Receipt()
         with self._changed:
+            self._enqueue(entry)
             if self._stopping:
                 receipt.settle(None)
             else:
                 self._receipts[entry["id"]] = receipt
-        self._enqueue(entry)
+                self._hand_out()
         return receipt
 
     def watch(self, entry_id: str) -> Receipt | None:
@@ -163,60 +142,59 @@ class Delivery:
         except OSError:
             with self._changed:
                 self._lanes.add(entry["chat_id"], entry["id"], entry["reply"])
-                self._wake()
+                self._hand_out()
             raise
         self._forget(entry["id"], Outcome(410, "the administrator dropped it"))
         return True
 
     def _enqueue(self, entry: dict) -> None:
-        with self._changed:
-            user = None if entry["reply"] else entry["user"]
-            # The time of day is asked once: set forward by a day, it would make everything that waits too old.
-            # A message that was retried by hand is as old as that.
-            age = max(0.0, time.time() - entry.get("retried_at", entry["accepted_at"]))
-            self._queued[entry["id"]] = (time.monotonic() - age, user)
-            if user:
-                self._of_user[user] = self._of_user.get(user, 0) + 1
-            self._lanes.add(entry["chat_id"], entry["id"], entry["reply"])
-            self._wake()
+        user = None if entry["reply"] else entry["user"]
+        # The time of day is asked once: set forward by a day, it would make everything that waits too old.
+        # A message that was retried by hand is as old as that.
+        age = max(0.0, time.time() - entry.get("retried_at", entry["accepted_at"]))
+        self._queued[entry["id"]] = (time.monotonic() - age, user)
+        if user:
+            self._of_user[user] = self._of_user.get(user, 0) + 1
+        self._lanes.add(entry["chat_id"], entry["id"], entry["reply"])
 
-    def _wake(self) -> None:
-        """Wake the scheduler, unless it wakes early enough by itself: in a storm that is nearly always so."""
+    def _hand_out(self) -> float:
+        """Give each lane whose turn it is to a worker; the seconds until the next turn. Whoever changes something
+        does this at once, and only what the time makes ready waits for the scheduler: one thread less to wake."""
         now = time.monotonic()
-        if now + self._lanes.seconds_to_next(now) < self._wakes_at:
+        while (seconds := self._lanes.seconds_to_next(now)) <= 0:
+            self._work.put(self._lanes.take(now))
+            self._hire()
+        if now + seconds < self._wakes_at - SLACK_SECONDS:
             self._changed.notify_all()
+        return seconds
 
     def _schedule(self) -> None:
-        while True:
-            with self._changed:
-                while not self._stopping and (seconds := self._lanes.seconds_to_next(time.monotonic())) > 0:
-                    self.beat = time.monotonic()
-                    self._wakes_at = self.beat + seconds
-                    self._changed.wait(seconds)
-                self._wakes_at = 0.0
-                if self._stopping:
-                    return
+        with self._changed:
+            while not self._stopping:
+                seconds = self._hand_out()
                 self.beat = time.monotonic()
-                lane = self._lanes.take(self.beat)
-            self._hand_out(lane)
+                self._wakes_at = self.beat + seconds
+                self._changed.wait(seconds)
 
-    def _hand_out(self, lane: Lane) -> None:
-        if len(self._workers) < min(MAX_UNDER_WAY, len(self._lanes.under_way)):
+    def _hire(self) -> None:
+        if len(self._workers) < len(self._lanes.under_way):
             worker = threading.Thread(target=self._work_on, name=f"delivery-{len(self._workers)}", daemon=True)
-            self._workers.append(worker)
             worker.start()
-        self._work.put(lane)
+            self._workers.append(worker)
 
     def _work_on(self) -> None:
+        lane = None
         try:
             while True:
-                self._work_once(self._work.get())
+                lane = self._work_once(lane or self._work.get())
         finally:
             # An error of ours has ended this worker, and is logged; another takes its place.
             with self._changed:
                 self._workers.remove(threading.current_thread())
+                self._hire()
 
-    def _work_once(self, lane: Lane) -> None:
+    def _work_once(self, lane: Lane) -> Lane | None:
+        """Send from a lane; the lane that is next, where there is one now."""
         pause = ERROR_RETRY_SECONDS
         try:
             self._deliver(lane)
@@ -228,11 +206,18 @@ class Delivery:
             if pause:
                 lane.parked_until = time.monotonic() + pause
             with self._changed:
-                self._lanes.give_back(lane, time.monotonic())
-                if self._stopping:
-                    self._changed.notify_all()
-                else:
-                    self._wake()
+                following = self._follow(lane)
+        return following
+
+    def _follow(self, lane: Lane) -> Lane | None:
+        now = time.monotonic()
+        self._lanes.give_back(lane, now)
+        if self._stopping:
+            self._changed.notify_all()
+            return None
+        following = self._lanes.take(now) if self._lanes.seconds_to_next(now) <= 0 else None
+        self._hand_out()
+        return following
 
     def _deliver(self, lane: Lane) -> None:
         """One call for the message at the head of a lane."""
@@ -289,7 +274,7 @@ class Delivery:
         try:
             self._send(step, chat_id, entry_id)
         except TelegramError as error:
-            other = _other_way(step, error)
+            other = step.other_way(error.code, error.description)
             if other is None:
                 raise
             log.info("%s: Telegram says %s; sent another way", entry_id, error.description)
@@ -348,7 +333,7 @@ class Delivery:
 
     def _refused(self, lane: Lane, entry: dict, error: TelegramError) -> None:
         if error.retry_after is not None:
-            self._slow_down(lane, error.retry_after)
+            self._slow_down(lane, entry, error.retry_after)
         elif error.code in (401, 404):
             self._pause_for_token(error)
         elif error.migrate_to:
@@ -361,7 +346,7 @@ class Delivery:
         else:
             self._fail(lane, entry, 502, error.description)
 
-    def _slow_down(self, lane: Lane, seconds: int) -> None:
+    def _slow_down(self, lane: Lane, entry: dict, seconds: int) -> None:
         now = time.monotonic()
         self._metrics.count("rate_limited")
         log.warning("Telegram wants %d s of rest for chat %d", seconds, lane.chat_id)
@@ -377,6 +362,11 @@ class Delivery:
                 shared = min(rest for _, rest in self._flooded.values())
                 self._lanes.pause(now + min(shared, MAX_BACKOFF_SECONDS))
                 self._lanes.slow_down()
+        try:
+            # For the next start: a chat that is tried too early is told to rest for longer.
+            self._outbox.save({**entry, "refused_at": time.time(), "retry_after": seconds})
+        except OSError as error:
+            log.warning("outbox: %s; a restart forgets the rest of chat %d", error, lane.chat_id)
 
     def _pause_for_token(self, error: TelegramError) -> None:
         problem = f"Telegram refuses the bot token: {error.description}"
@@ -390,6 +380,7 @@ class Delivery:
 
     def _readdress(self, lane: Lane, entry: dict, chat_id: int) -> None:
         entry["chat_id"] = chat_id
+        entry.pop("retry_after", None)  # which was the other chat's
         self._outbox.save(entry)
         with self._changed:
             lane.remove(entry["id"])
@@ -431,17 +422,14 @@ def _backoff(failures: int) -> float:
     return min(MAX_BACKOFF_SECONDS, 0.5 * 2 ** min(failures, 10)) * random.uniform(0.5, 1)
 
 
+def _rest_left(entry: dict) -> float:
+    """Seconds for which an earlier run was told to send nothing to the chat of this entry."""
+    since, seconds = entry.get("refused_at"), entry.get("retry_after")
+    if type(since) not in (int, float) or type(seconds) is not int or not 0 < seconds <= LONGEST_REST_SECONDS:
+        return 0.0
+    # Nor longer than it was told, where the clock was set back meanwhile.
+    return max(0.0, min(seconds, seconds - (time.time() - since)))
+
+
 def _is_gone(error: TelegramError) -> bool:
     return error.code == 403 or "chat not found" in error.description.lower()
-
-
-_NOT_A_PHOTO = ("PHOTO_INVALID_DIMENSIONS", "IMAGE_PROCESS_FAILED", "is too big for a photo", "PHOTO_EXT_INVALID")
-
-
-def _other_way(step: Step, error: TelegramError) -> Step | None:
-    """The call that may pass where this one was refused; None when there is no other way."""
-    if error.code == 413 or any(text in error.description for text in _NOT_A_PHOTO):
-        return step.as_document()
-    if error.code == 400 and "can't parse" in error.description:
-        return step.plain()
-    return None

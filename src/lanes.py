@@ -19,6 +19,9 @@ GROUP_PACE = (3.05, 1)
 BOT_CALLS, BOT_SECONDS = 30, 1.02
 SLOW_DOWN, SLOWEST, EASE = 1.5, 4, 0.98
 MAX_UNDER_WAY = 16
+# One more call at once only every so often: calls that are answered sooner need no second thread, which would only
+# get in the way of the first.
+RAMP_SECONDS = 0.005
 LOOK_AGAIN_SECONDS = 5.0
 RESTED_LANES = 1000
 
@@ -118,6 +121,7 @@ class Lanes:
         self._turn = 0
         self._window = Window(BOT_CALLS, BOT_SECONDS)
         self._paused_until = 0.0
+        self._one_more_at = 0.0
         self.under_way: dict[int, float] = {}
         self.one_at_a_time = False  # while it is not known whether Telegram answers
 
@@ -139,6 +143,11 @@ class Lanes:
                 return True
         return False
 
+    def park(self, chat_id: int, until: float) -> None:
+        """Send nothing to a chat before `until`. To be called before there is something for it."""
+        lane = self._lanes.setdefault(chat_id, Lane(chat_id))
+        lane.parked_until = max(lane.parked_until, until)
+
     def pause(self, until: float) -> None:
         """Give out no call before `until`."""
         self._paused_until = max(self._paused_until, until)
@@ -159,7 +168,8 @@ class Lanes:
             return LOOK_AGAIN_SECONDS
         if self._ready_replies or self._ready:
             # A pause may be longer than a lock can wait (threading.TIMEOUT_MAX): it is looked at again.
-            return min(LOOK_AGAIN_SECONDS, max(0.0, self._window.seconds_to_next(now), self._paused_until - now))
+            return min(LOOK_AGAIN_SECONDS, max(0.0, self._window.seconds_to_next(now),
+                                               max(self._paused_until, self._one_more_at) - now))
         self._forget_rested(now)
         return min(LOOK_AGAIN_SECONDS, self._waiting[0][0] - now) if self._waiting else LOOK_AGAIN_SECONDS
 
@@ -168,6 +178,7 @@ class Lanes:
         lane = (self._ready_replies or self._ready).popleft()
         self._window.begin()
         self.under_way[lane.chat_id] = now
+        self._one_more_at = now + RAMP_SECONDS
         return lane
 
     def give_back(self, lane: Lane, now: float) -> None:
@@ -175,6 +186,7 @@ class Lanes:
         self._window.end(now)
         lane.pace.take(now)
         del self.under_way[lane.chat_id]
+        self._one_more_at = now
         lane.scheduled = False
         self._schedule(lane)
 

@@ -36,6 +36,9 @@ def photo_name(head: bytes, name: str) -> str | None:
     return None
 
 
+_NOT_A_PHOTO = ("PHOTO_INVALID_DIMENSIONS", "IMAGE_PROCESS_FAILED", "is too big for a photo", "PHOTO_EXT_INVALID")
+
+
 class Step:
     """One Bot API call: `method`, its `params` but for the chat, and the file it carries.
 
@@ -49,8 +52,16 @@ class Step:
         self.params = params
         self.attachment = attachment
 
+    def other_way(self, code: int, description: str) -> Step | None:
+        """The call that may pass where Telegram refused this one with `code`; None when there is no other way."""
+        if code == 413 or any(text in description for text in _NOT_A_PHOTO):
+            return self.as_document()
+        if code == 400 and "can't parse" in description:
+            return self.plain()
+        return None
+
     def plain(self) -> Step | None:
-        """The same call without markup, for when Telegram cannot parse it; None when there is none in it."""
+        """The same call without markup; None when there is none in it."""
         markup = {"parse_mode", "entities", "caption_entities"}
         if not markup & self.params.keys():
             return None
@@ -58,7 +69,7 @@ class Step:
         return Step(self.method, params, self.attachment)
 
     def as_document(self) -> Step | None:
-        """The same call with its photo as a file, for when Telegram will not show it; None without a photo."""
+        """The same call with its photo as a file; None without a photo."""
         if self.method != "sendPhoto":
             return None
         return Step("sendDocument", self.params, ("document", *self.attachment[1:]))

@@ -28,7 +28,7 @@ import service
 import unixhttp
 import webapi
 from chat import Chat
-from delivery import Delivery, Outcome, Recipients
+from delivery import Delivery, Recipients
 from gateway import Gateway
 from invites import Invites
 from jsonstore import StoreError
@@ -37,6 +37,7 @@ from metrics import Metrics
 from outbox import Outbox, OutboxError
 from overdue import Overdue
 from polling import Poller
+from receipt import Outcome
 from recent import Recent
 from replies import Replies
 from runs import Runs

@@ -21,9 +21,9 @@ from pathlib import Path
 import multipart
 import queueapi
 from addressee import unavailable, with_room
-from delivery import Outcome
 from notification import PARSE_MODES, photo_name
 from outbox import OutboxError
+from receipt import Outcome
 from unixhttp import Handler, HTTPProblem
 
 MAX_JSON_BYTES = 1 << 20

@@ -79,6 +79,19 @@ def test_a_retry_after_parks_its_chat_and_no_other(bot, telegram):
     assert time.monotonic() - started >= 3
 
 
+def test_a_rest_that_telegram_wants_outlives_the_bot(bot, telegram):
+    telegram.control("faults", action="error", method="sendMessage", times=1, status=429,
+                     description="Too Many Requests: retry after 4", retry_after=4)
+    assert bot.send("m 1", wait=0).status_code == 202
+    until(lambda: "4 s of rest" in bot.log)
+    told = time.monotonic()
+    bot.kill()
+    bot.start()
+    assert bot.send("m 2", wait=20).status_code == 200
+    assert 3.9 <= time.monotonic() - told < 8
+    assert arrived(telegram, 1) == ["m 1", "m 2"]
+
+
 def test_telegram_away_is_one_line_and_no_busy_loop(bot, telegram):
     telegram.control("faults", action="cut_before")
     for number in range(8):
