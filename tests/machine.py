@@ -6,6 +6,7 @@ signals meant for the tests do not reach it.
 """
 
 import contextlib
+import ctypes
 import fcntl
 import hashlib
 import os
@@ -21,12 +22,17 @@ from pathlib import Path
 PACKAGES = (
     "systemd", "systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd", "python3", "make", "sudo", "acl",
     "man-db", "procps",
+    # The web servers of docs/link_page.md, and what their tests make a certificate with.
+    "apache2", "libapache2-mod-auth-openidc", "nginx-light", "fcgiwrap", "openssl", "python3-segno",
 )
+# Installed, but started by the tests that use them alone.
+AT_REST = ("apache2.service", "apache-htcacheclean.service", "nginx.service", "fcgiwrap.service", "fcgiwrap.socket")
 SUITE = "bookworm"
 PROJECT = "/usr/src/notify-bot"
 CHECKOUT = Path(__file__).resolve().parent.parent
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv-test", ".cache", "__pycache__", ".*_cache", ".hypothesis")
 REBOOTS = 133  # the exit status of systemd-nspawn --keep-unit when the machine wants to come up again
+CLONE_NEWNET = 0x40000000  # linux/sched.h
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 
 
@@ -115,6 +121,22 @@ class Machine:
     def copy_checkout(self):
         shutil.copytree(CHECKOUT, self.path(PROJECT), ignore=NOT_COPIED, dirs_exist_ok=True)
 
+    @contextlib.contextmanager
+    def network(self):
+        """What this thread connects and starts meanwhile is in the machine's network, with the host's own files."""
+        libc = ctypes.CDLL(None, use_errno=True)
+
+        def enter(namespace):
+            if libc.setns(namespace.fileno(), CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "setns")
+
+        with open("/proc/thread-self/ns/net") as ours, open(f"/proc/{self._init()}/ns/net") as theirs:
+            enter(theirs)
+            try:
+                yield
+            finally:
+                enter(ours)
+
     def _init(self):
         """The pid of the machine's init outside, None while it boots or reboots."""
         assert self._keeper.poll() is None, "the machine is gone"
@@ -199,7 +221,7 @@ def image():
     """The archive of the machine's disk, built when there is none for this list of packages."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", "/var/cache")) / "notify-bot-tests"
     cache.mkdir(parents=True, exist_ok=True)
-    key = hashlib.sha256(" ".join((SUITE, *PACKAGES)).encode()).hexdigest()[:16]
+    key = hashlib.sha256(" ".join((SUITE, *PACKAGES, *AT_REST)).encode()).hexdigest()[:16]
     archive = cache / f"{key}.tar"
     with open(cache / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -211,7 +233,8 @@ def image():
 def build(archive):
     with tempfile.TemporaryDirectory(dir=archive.parent, prefix="building-") as work:
         os.chmod(work, 0o755)  # apt inside drops to an account of its own
-        attend(["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE,
+        attend(["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}",
+                f"--customize-hook=chroot \"$1\" systemctl --quiet disable {' '.join(AT_REST)}", SUITE,
                 f"{work}/disk.tar", *host_sources()], stdout=sys.stderr, env=os.environ | {"TMPDIR": work})
         os.rename(f"{work}/disk.tar", archive)
 

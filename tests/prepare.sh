@@ -5,8 +5,10 @@ set -eu
 cd "$(dirname -- "$0")/.."
 : "${PYTHON:=python3}"
 
-# python3-venv: ensurepip; mmdebstrap, systemd-container: the booted machine; the others: what the tests check with.
-packages="python3-venv mmdebstrap systemd-container util-linux sudo acl shellcheck man-db curl gcc libc6-dev"
+# python3-venv: ensurepip; mmdebstrap, systemd-container: the booted machine; chromium: the browser, with letters to
+# show; the others: what the tests check with.
+packages="python3-venv mmdebstrap systemd-container util-linux sudo acl shellcheck man-db curl gcc libc6-dev \
+chromium chromium-driver fonts-dejavu-core"
 
 install_packages() {
     missing=
@@ -25,7 +27,7 @@ install_packages() {
 # Made anew when the interpreter or the pinned versions have changed.
 prepare_venv() {
     stamp=.venv-test/stamp
-    wanted=$("$PYTHON" -VV; cat tests/requirements.txt)
+    wanted=$("$PYTHON" -VV; cat tests/requirements.txt tests/requirements-axe.txt)
     [ -x .venv-test/bin/python ] && [ "$(cat "$stamp" 2>/dev/null || true)" = "$wanted" ] && return
     "$PYTHON" -c 'import ensurepip' 2>/dev/null || {
         echo "make test: this Python cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2
@@ -34,6 +36,7 @@ prepare_venv() {
     rm -rf .venv-test
     "$PYTHON" -m venv .venv-test
     install_from tests/requirements.txt
+    install_from tests/requirements-axe.txt --no-deps
     printf '%s\n' "$wanted" >"$stamp"
 }
 
