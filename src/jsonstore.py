@@ -37,31 +37,43 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomic(path: Path, data: bytes, mode: int) -> None:
+def write_atomic(path: Path, data: bytes, mode: int, sync=sync_directory) -> None:
     """Replace `path` by `data` so that after a crash it is whole, old or new; durable on return.
 
     `mode` is set as it is, whatever the umask, because a group shares these files. One writer a path at a
-    time: callers hold the lock or own the name. Raises OSError, and then nothing has changed, unless it was only
-    the directory that could not be synced: then the new content is there and may not outlive a power cut.
+    time: callers hold the lock or own the name. `sync(folder)` makes its names durable. Raises OSError, and then
+    nothing has changed, unless it was only the folder that could not be synced: then the new content is there and may
+    not outlive a power cut.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    # A writer that was killed may have left one that belongs to another user of the group: it can be
-    # unlinked, which is not so of changing its mode.
-    with suppress(FileNotFoundError):
-        os.unlink(temporary)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    descriptor = _create(temporary)
     try:
-        with open(descriptor, "wb") as file:
-            os.fchmod(descriptor, mode)
-            file.write(data)
-            file.flush()
+        try:
+            if mode != 0o600:
+                os.fchmod(descriptor, mode)
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(descriptor, rest):]
             os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
         os.rename(temporary, path)
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
         raise
-    sync_directory(path.parent)
+    sync(path.parent)
+
+
+def _create(path: Path) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o600)
+    except FileExistsError:
+        # A writer that was killed left it, and it may belong to another user of the group: it can be unlinked,
+        # which is not so of changing its mode.
+        os.unlink(path)
+        return os.open(path, flags, 0o600)
 
 
 @contextmanager

@@ -66,10 +66,12 @@ class Outbox:
             for path in (directory, self._queue, self._sent, self._failed, self._corrupt):
                 path.mkdir(mode=0o700, exist_ok=True)
             self._lock_descriptor = _lock_once(directory / ".lock")
+            self._queue_names = _Names(self._queue)
         except OSError as error:
             raise OutboxError(f"{error.filename or directory} cannot be used: {error.strerror}") from error
 
     def close(self) -> None:
+        self._queue_names.close()
         os.close(self._lock_descriptor)
 
     def load(self) -> list[dict]:
@@ -145,7 +147,7 @@ class Outbox:
         try:
             if photo:
                 os.rename(photo, picture)
-            write_atomic(self._path(entry_id), _encode(entry), MODE)
+            write_atomic(self._path(entry_id), _encode(entry), MODE, self._queue_names.sync)
         except OSError as error:
             # Where only the folder could not be synced the entry is there, and the next start would deliver it.
             for path in (self._path(entry_id), picture):
@@ -167,7 +169,7 @@ class Outbox:
 
     def save(self, entry: dict) -> None:
         """Keep the progress of an entry of the queue. Raises OSError."""
-        write_atomic(self._path(entry["id"]), _encode(entry), MODE)
+        write_atomic(self._path(entry["id"]), _encode(entry), MODE, self._queue_names.sync)
 
     def delivered(self, entry: dict) -> None:
         """Move an entry to what was sent. Raises OSError; calling it again is harmless."""
@@ -240,7 +242,7 @@ class Outbox:
         with suppress(FileNotFoundError):
             os.rename(self._path(entry_id), directory / f"{entry_id}.json")
         # A journaling file system has both ends of a rename in one transaction, so one of them is enough.
-        sync_directory(self._queue)
+        self._queue_names.sync()
 
     def _next_sequence(self) -> int:
         """Microseconds of the clock, but that it never stands still or goes back."""
@@ -253,6 +255,53 @@ class Outbox:
 
     def _photo_path(self, entry_id: str) -> Path:
         return self._queue / f"{entry_id}.photo"
+
+
+class _Names:
+    """The names in a folder, made durable for many threads: who comes while that goes on shares the next time."""
+
+    def __init__(self, folder: Path):
+        self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._syncing, self._joining = threading.Lock(), threading.Lock()
+        self._next: _Sync | None = None
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def sync(self, _folder: Path | None = None) -> None:
+        """What was named before the call is durable on return. Raises OSError, to all who share it: after one that
+        failed, another fsync(2) may report success for what is lost."""
+        with self._joining:
+            shared, is_first = self._next, self._next is None
+            if is_first:
+                shared = self._next = _Sync()
+        if is_first:
+            self._sync_for(shared)
+        else:
+            with shared.under_way:
+                pass
+        if shared.error:
+            raise OSError(*shared.error.args)
+
+    def _sync_for(self, shared: _Sync) -> None:
+        with self._syncing:
+            with self._joining:
+                self._next = None
+            try:
+                os.fsync(self._descriptor)
+            except OSError as error:
+                shared.error = error
+            finally:
+                shared.under_way.release()
+
+
+class _Sync:
+    __slots__ = ("error", "under_way")
+
+    def __init__(self):
+        self.under_way = threading.Lock()
+        self.under_way.acquire()
+        self.error: OSError | None = None
 
 
 def _lock_once(path: Path) -> int:
