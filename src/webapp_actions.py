@@ -121,7 +121,7 @@ def _ask(settings: Settings, path: str, body: dict, seconds: float) -> tuple[int
         raise _away(error) from None
     if status < 400:
         return status, answer
-    if status not in (404, 409, 429, 503):
+    if status not in (404, 409, 429, 502, 503):
         raise _away(f"the bot answers {path} with {status}: {answer.get('error')}")
     kept = {"Retry-After": headers["retry-after"]} if "retry-after" in headers else {}
     raise Problem(status, str(answer.get("error", "")), kept)

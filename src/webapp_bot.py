@@ -25,7 +25,7 @@ def ask(socket_path: os.PathLike, path: str, body: dict, seconds: float) -> tupl
             f"Content-Length: {len(data)}\r\n\r\n")
     try:
         return _parse(_exchange(os.fspath(socket_path), head.encode() + data, time.monotonic() + seconds))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BotUnavailable(f"{socket_path}: {error}") from error
 
 

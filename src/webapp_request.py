@@ -80,8 +80,8 @@ class Request:
 
     def _origin(self) -> str:
         scheme = self.environ["wsgi.url_scheme"]
-        host = self.environ.get("HTTP_HOST", "").lower()
-        return f"{scheme}://{host.removesuffix(':443' if scheme == 'https' else ':80')}"
+        host = self.environ.get("HTTP_HOST", "").lower().removesuffix(":443" if scheme == "https" else ":80")
+        return f"{scheme}://{host}" if host else "none"
 
     def json_body(self) -> dict:
         """The JSON object that was sent; an empty body is an empty object. Raises Problem."""
