@@ -119,15 +119,26 @@ activate() {
         systemctl kill --kill-whom=main --signal=HUP 'user@*.service' 2>/dev/null || true
     fi
     if [ -n "$first" ]; then
-        systemctl --quiet enable notify-bot.socket notify-bot.service
-        systemctl start notify-bot.socket
-    elif changed notify-bot.socket; then
-        systemctl try-restart notify-bot.socket
-    elif changed /lib/notify-bot/ || changed notify-bot.service; then
-        systemctl try-restart notify-bot.service
+        systemctl --quiet enable notify-bot.socket notify-bot-web.socket notify-bot.service
+        systemctl start notify-bot.socket notify-bot-web.socket
+    else
+        update
     fi
     if changed notify-scripts@.socket; then
         systemctl try-restart 'notify-scripts@*.socket'
+    fi
+}
+
+update() {
+    [ -z "$first_web" ] || systemctl --quiet enable notify-bot-web.socket
+    if changed notify-bot-web.socket; then
+        # It cannot start beside the running service, whose restart brings it back.
+        systemctl stop notify-bot-web.socket
+    fi
+    if changed notify-bot.socket; then
+        systemctl try-restart notify-bot.socket
+    elif changed /lib/notify-bot/ || changed notify-bot.service || changed notify-bot-web.socket; then
+        systemctl try-restart notify-bot.service
     fi
 }
 
@@ -149,6 +160,8 @@ END
 do_install() {
     first=
     [ -e "$lib/systemd/system/notify-bot.service" ] || first=yes
+    first_web=
+    [ -e "$lib/systemd/system/notify-bot-web.socket" ] || first_web=yes
     install_files
     if on_this_machine; then
         activate
@@ -178,7 +191,7 @@ deactivate() {
         echo "switched off for $user; after another installation it takes this again: notify-add-analyst $user"
     done
     if [ -e "$lib/systemd/system/notify-bot.service" ]; then
-        systemctl --quiet disable --now notify-bot.service notify-bot.socket
+        systemctl --quiet disable --now notify-bot.service notify-bot.socket notify-bot-web.socket
     fi
 }
 

@@ -9,7 +9,9 @@ import pytest
 from host import BOT_SOCKET
 from live import TOKEN
 from machine import CHECKOUT, PROJECT
+from service import Settings
 
+WEB_SOCKET = str(Settings({}).web_socket)
 LIB = "/usr/local/lib/notify-bot"
 PLACES = ("/usr/local", "/etc", "/data", "/home", "/var/lib/systemd/linger")
 
@@ -28,20 +30,23 @@ def snapshot(machine):
 
 def invocations(machine):
     """Which run of each unit this is."""
-    units = ("notify-bot.socket", "notify-bot.service", "notify-scripts@carol.socket", "systemd-journald.service")
+    units = ("notify-bot.socket", "notify-bot-web.socket", "notify-bot.service", "notify-scripts@carol.socket",
+             "systemd-journald.service")
     return {unit: machine.show(unit, "InvocationID")["InvocationID"] for unit in units}
 
 
 def test_first_install_says_what_is_left_to_do(machine):
     for step in ("/etc/notify-bot/telegram-bot-token", "systemctl restart notify-bot.service", "notify-add-analyst"):
         assert step in machine.first_words
-    assert machine.show("notify-bot.socket", "ActiveState", "UnitFileState") == {
-        "ActiveState": "active", "UnitFileState": "enabled"}
+    for socket in ("notify-bot.socket", "notify-bot-web.socket"):
+        assert machine.show(socket, "ActiveState", "UnitFileState") == {
+            "ActiveState": "active", "UnitFileState": "enabled"}
     assert machine.show("notify-bot.service", "UnitFileState")["UnitFileState"] == "enabled"
 
 
 @pytest.mark.parametrize(("place", "mode", "owner"), [
     ("/run/notify-bot/bot.sock", "660", "deploy:dataread"),
+    ("/run/notify-bot/web.sock", "660", "root:www-data"),
     ("/data/notifications", "2770", "deploy:data-ops"),
     ("/data/notifications/outbox", "700", "deploy:deploy"),
     ("/run/notify-scripts", "755", "root:root"),
@@ -91,6 +96,30 @@ def test_only_what_changed_is_restarted(machine):
     assert machine.make("install") == "nothing to do: this version is installed already"
     after = invocations(machine)
     assert {unit for unit in before if before[unit] != after[unit]} == {"notify-bot.service"}
+
+
+def test_socket_of_the_page_is_replaced_beside_the_running_bot(machine):
+    before = invocations(machine)
+    unit = machine.path(f"{PROJECT}/units/system/notify-bot-web.socket")
+    unit.write_text(unit.read_text().replace("Backlog=128", "Backlog=64"))
+    machine.make("install")
+    after = invocations(machine)
+    assert {unit for unit in before if before[unit] != after[unit]} == {"notify-bot-web.socket", "notify-bot.service"}
+    assert machine.show("notify-bot-web.socket", "ActiveState", "Backlog") == {"ActiveState": "active", "Backlog": "64"}
+    assert machine.request("www-data", "POST", "/card", {"user": "carol"}, socket=WEB_SOCKET)[0] == 200
+
+
+def test_update_of_a_version_without_the_page_brings_its_socket(machine):
+    machine.run("systemctl", "disable", "--now", "notify-bot-web.socket")
+    machine.path("/usr/local/lib/systemd/system/notify-bot-web.socket").unlink()
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "restart", "notify-bot.service")
+    assert machine.request("carol", "GET", "/health")[0] in (200, 503)
+    assert machine.request("root", "POST", "/card", {"user": "carol"}, socket=WEB_SOCKET)[0] == "FileNotFoundError"
+    machine.make("install")
+    assert machine.show("notify-bot-web.socket", "ActiveState", "UnitFileState") == {
+        "ActiveState": "active", "UnitFileState": "enabled"}
+    assert machine.request("www-data", "POST", "/card", {"user": "carol"}, socket=WEB_SOCKET)[0] == 200
 
 
 def test_what_a_later_version_has_not_goes(machine):

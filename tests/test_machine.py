@@ -6,7 +6,9 @@ import re
 from host import BOT_SOCKET, CHATS
 from live import TOKEN
 from machine import until
+from service import Settings
 
+WEB_SOCKET = str(Settings({}).web_socket)
 SOON = """[Timer]
 OnCalendar=
 OnCalendar=*:*:0/2
@@ -142,6 +144,58 @@ def test_strangers_do_not_reach_the_socket(host):
         assert host.run("ls", place, user="alice", check=False).returncode != 0
     assert host.run("cat", "/data/notifications/telegram_users.json", user="alice", check=False).returncode != 0
     assert host.request("alice", "GET", "/", socket="/run/notify-scripts/bob.sock") == ["PermissionError", None]
+
+
+def test_web_server_may_use_its_own_socket_and_nothing_else(host):
+    status, card = host.request("www-data", "POST", "/card", {"user": "alice"}, socket=WEB_SOCKET)
+    assert (status, card["ok"], card["scripts_error"]) == (200, True, None)
+    assert host.request("www-data", "POST", "/invite", {"user": "alice"}, socket=WEB_SOCKET)[0] == 200
+    for path in ("/send", "/send_photo", "/health", "/queue", "/metrics"):
+        assert host.request("www-data", "POST", path, {"user": "alice", "text": "x"}, socket=WEB_SOCKET)[0] == 404
+    assert host.request("root", "POST", "/card", {"user": "alice"}, socket=WEB_SOCKET)[0] == 200
+    for user in ("alice", "mallory", "nobody", "deploy"):
+        assert host.request(user, "POST", "/card", {"user": "alice"}, socket=WEB_SOCKET) == ["PermissionError", None]
+    assert host.request("www-data", "GET", "/health", socket=BOT_SOCKET) == ["PermissionError", None]
+    assert host.output("stat", "-c", "%a %U", "/data/notifications/invites.json") == "600 deploy"
+    for place in ("/data/notifications/invites.json", "/data/notifications/polling.json",
+                  "/etc/notify-bot/telegram-bot-token", "/run/credentials/notify-bot.service/telegram-bot-token"):
+        assert host.run("cat", place, user="www-data", check=False).returncode != 0
+    for place in ("/data/notifications/outbox", "/data/notifications/outbox/sent"):
+        assert host.run("ls", place, user="www-data", check=False).returncode != 0
+
+
+def test_run_of_the_page_runs_as_its_owner_and_the_chat_gets_it(host):
+    host.script("alice", "page.py", find("page", notify=True, title="from the page", message="ran")
+                .replace("print", "import getpass\nprint", 1).replace("'ran'", "'ran as ' + getpass.getuser()"))
+    assert host.request("www-data", "POST", "/run", {"user": "alice", "name": "page.py"}, socket=WEB_SOCKET) == [
+        202, {"ok": True}]
+    assert "ran as alice" in host.wait_for("alice", "from the page")
+    assert host.request("www-data", "POST", "/run", {"user": "bob", "name": "page.py"}, socket=WEB_SOCKET)[0] == 404
+    card = host.request("www-data", "POST", "/card", {"user": "alice"}, socket=WEB_SOCKET)[1]
+    (script,) = [script for script in card["scripts"] if script["name"] == "page.py"]
+    assert script["last_run"] and script["can_run"] and not script["running"] and "OnCalendar" in script["schedule"]
+    (notice,) = [notice for notice in card["notifications"] if notice["title"] == "from the page"]
+    assert (notice["script"], notice["state"]) == ("page.py", "delivered")
+
+
+def test_bot_serves_without_the_socket_of_the_page(host):
+    """A host without the group of the web server, or whose administrator wants no page."""
+    host.write("/etc/systemd/system/notify-bot-web.socket.d/test.conf", "[Socket]\nSocketGroup=nosuchgroup\n")
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "stop", "notify-bot-web.socket")
+    host.run("systemctl", "restart", "notify-bot.service")
+    assert active(host, "notify-bot-web.socket") == "failed"
+    assert host.request("alice", "GET", "/health")[0] == 200
+    host.path("/etc/systemd/system/notify-bot-web.socket.d/test.conf").unlink()
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "restart", "notify-bot.service")
+    assert host.request("www-data", "POST", "/card", {"user": "alice"}, socket=WEB_SOCKET)[0] == 200
+
+
+def test_page_starts_the_bot(host):
+    host.run("systemctl", "stop", "notify-bot.service")
+    assert host.request("www-data", "POST", "/card", {"user": "alice"}, socket=WEB_SOCKET)[0] == 200
+    assert active(host, "notify-bot.service") == "active"
 
 
 def test_timers_of_two_analysts_fire_without_a_login(host):
@@ -289,10 +343,15 @@ def test_without_a_token_one_clear_state_and_two_ways_out(host):
         "ActiveState": "failed", "ExecMainStatus": "78"}
     assert host.request("alice", "GET", "/health")[0] in ("ConnectionResetError", "ConnectionRefusedError")
     until(lambda: active(host, "notify-bot.socket") == "failed", 20, "the socket gives up")
+    # The other one's attempts bring the first one back, and come to an end as well.
+    assert host.request("www-data", "POST", "/card", {"user": "alice"}, socket=WEB_SOCKET)[0] in (
+        "ConnectionResetError", "ConnectionRefusedError")
+    until(lambda: active(host, "notify-bot-web.socket") == "failed", 20, "the socket of the page gives up")
     assert "systemctl restart notify-bot.service" in host.journal("-u", "notify-bot.service", "-n", "5")
     settings.write_text(f"{written}TELEGRAM_BOT_TOKEN={TOKEN}\n")
     host.run("systemctl", "restart", "notify-bot.service")
     assert host.send("alice", "with a token from the settings", wait=10)[0] == 200
+    assert host.request("www-data", "POST", "/card", {"user": "alice"}, socket=WEB_SOCKET)[0] == 200
     # The credential wins: Telegram would refuse the other one.
     away.rename(token)
     settings.write_text(f"{written}TELEGRAM_BOT_TOKEN=1:wrong\n")

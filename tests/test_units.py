@@ -5,6 +5,11 @@ import re
 
 import pytest
 
+import lanes
+import polling
+import runs
+import unixhttp
+import webapi
 from machine import CHECKOUT
 from service import Settings
 
@@ -34,7 +39,7 @@ def test_unit_names_its_documentation(path):
 def test_programs_of_units_exist():
     for path in UNITS:
         command = Unit(path)["Service"]["ExecStart"].split()[0] if path.suffix == ".service" else None
-        if command:
+        if command and command != "/usr/sbin/fcgiwrap":  # Debian's, where nginx serves the link page
             assert command.startswith("/usr/local/lib/notify-bot/")
             assert (CHECKOUT / "src" / command.rpartition("/")[2]).exists()
 
@@ -43,9 +48,25 @@ def test_bot_reads_its_settings_where_the_design_says():
     text = (CHECKOUT / "units/system/notify-bot.service").read_text()
     assert re.findall(r"^EnvironmentFile=(.*)$", text, re.MULTILINE) == [
         "-/opt/data-analyst/.env", "-/etc/notify-bot/notify-bot.env"]
-    # The socket is where the service, started by hand, would make it, and where clients look.
-    socket = Unit(CHECKOUT / "units/system/notify-bot.socket")["Socket"]["ListenStream"]
-    assert socket == str(Settings({}).bot_socket)
+    # The sockets are where the service, started by hand, would make them, and where clients look.
+    defaults = Settings({})
+    for unit, path in (("notify-bot.socket", defaults.bot_socket), ("notify-bot-web.socket", defaults.web_socket)):
+        assert Unit(CHECKOUT / "units/system" / unit)["Socket"]["ListenStream"] == str(path)
+
+
+def test_an_administrator_may_restart_right_after_the_sockets_gave_up():
+    """The limit of the service counts the starts that the sockets triggered, too."""
+    units = [Unit(path) for path in UNITS if path.name in ("notify-bot.socket", "notify-bot-web.socket")]
+    service = Unit(CHECKOUT / "units/system/notify-bot.service")["Unit"]
+    triggered = sum(int(unit["Socket"]["TriggerLimitBurst"]) for unit in units)
+    assert len(units) == 2 and triggered < int(service["StartLimitBurst"])
+    assert {service["StartLimitIntervalSec"], *(unit["Socket"]["TriggerLimitIntervalSec"] for unit in units)} == {"10s"}
+
+
+def test_all_threads_fit_into_the_limit_of_tasks():
+    most = (unixhttp.Server.max_connections + webapi.WebServer.max_connections + polling.MAX_HANDLERS
+            + runs.MAX_PAGE_RUNS + lanes.MAX_UNDER_WAY + 10)
+    assert most <= int(Unit(CHECKOUT / "units/system/notify-bot.service")["Service"]["TasksMax"])
 
 
 @pytest.mark.parametrize("unit", SYSTEM)
