@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 import time
-from contextlib import contextmanager
 
 from invites import InviteError, Invites
 from jsonstore import StoreError
@@ -23,6 +21,7 @@ from runs import RunRefused, Runs
 from scripts_socket import ScriptsError, list_scripts
 from status_page import button, digest, short, status_page
 from telegram_api import TelegramError, TelegramUnreachable
+from turns import Turns
 
 log = logging.getLogger("chat")
 
@@ -46,8 +45,7 @@ class Chat:
         self._settings, self._links, self._invites, self._api = settings, links, invites, api
         self._replies, self._runs = replies, runs
         self.username = ""
-        self._lock = threading.Lock()
-        self._at_work: dict[int, int] = {}
+        self._turns = Turns(MAX_AT_WORK_PER_CHAT)
         self._commands = {"start": self._start, "help": self._help, "whoami": self._whoami, "status": self._status,
                           "test": self._test, "stop": self._stop}
         self._presses = {"run": self._run, "page": self._page, "stop": self._confirm_stop,
@@ -68,25 +66,11 @@ class Chat:
         event = _event(update, begin)
         if event is None:
             return
-        with self._turn(event) as is_free:
+        with self._turns.take(event.chat_id) as is_free:
             if is_free:
                 self._answer(event, event.press, event.message)
             else:
                 self._reply(event, "One thing after the other, please: I am still at what you asked before.")
-
-    @contextmanager
-    def _turn(self, event: _Event):
-        """Whether this chat may have one more update worked on; the service is there for the others, too."""
-        with self._lock:
-            at_work = self._at_work.get(event.chat_id, 0)
-            self._at_work[event.chat_id] = at_work + 1
-        try:
-            yield at_work < MAX_AT_WORK_PER_CHAT
-        finally:
-            with self._lock:
-                self._at_work[event.chat_id] -= 1
-                if not self._at_work[event.chat_id]:
-                    del self._at_work[event.chat_id]
 
     def _answer(self, event: _Event, press: dict | None, message: dict) -> None:
         try:

@@ -19,7 +19,7 @@ from links import Links
 INVITE_SECONDS = 600
 _PAYLOAD_BYTES = 24
 # Telegram takes up to 64 of these (Bot API, "Deep linking"), and in a button there is more to say.
-_PAYLOAD = re.compile(r"[A-Za-z0-9_-]{32}")
+_PAYLOAD = r"[A-Za-z0-9_-]{32}"
 
 
 class InviteError(Exception):
@@ -69,7 +69,7 @@ def _is_valid(entry, now: float) -> bool:
 
 
 def _valid_user(invites: dict, payload: str, now: float) -> str:
-    entry = invites.get(payload) if _PAYLOAD.fullmatch(payload) else None
+    entry = invites.get(payload) if re.fullmatch(_PAYLOAD, payload) else None
     if not _is_valid(entry, now):
         raise InviteError("This link is not valid any more: it links once, and for "
                           f"{INVITE_SECONDS // 60} minutes. Make a new one on the page, or send /start for a code.")

@@ -174,9 +174,9 @@ class Service:
 
     def start(self) -> None:
         self._delivery.start()
+        self._runs.resume()
         for serving in self._servers:
             serving.thread.start()
-        self._runs.resume()
         self._poller.start()
 
     def watch(self, stop: threading.Event) -> None:
@@ -288,13 +288,15 @@ def _serve(verbose: bool) -> int:
     settings = service.Settings(os.environ)
     token = service.bot_token(os.environ)
     service.setup_logging(settings.data_dir / "bot.log", (token,), verbose)
-    bot = Service(settings, token, _listeners(settings))
+    listeners = _listeners(settings)
+    bot = Service(settings, token, listeners)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     bot.start()
     service.sd_notify("READY=1")
-    log.info("notify-bot %s serves %s", service.version(), settings.bot_socket)
+    log.info("notify-bot %s serves %s", service.version(),
+             ", ".join(sorted(listener.getsockname() for listener in listeners.values())))
     bot.watch(stop)
     service.sd_notify("STOPPING=1")
     log.info("stopping; what is queued stays on disk")

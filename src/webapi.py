@@ -10,25 +10,26 @@ from __future__ import annotations
 import json
 import re
 import secrets
-import threading
-from contextlib import contextmanager
 
 from addressee import linked, unavailable, with_room
 from invites import Invites
 from jsonstore import StoreError
-from links import Links
+from links import Link, Links
 from outbox import OutboxError
 from recent import Recent
 from replies import Replies
 from runs import RunRefused, Runs
 from scripts_socket import ScriptsError, list_scripts
+from turns import Turns
 from unixhttp import Handler, HTTPProblem, Server
 
 MAX_REQUEST_BYTES = 4096
+# Some web servers run four programs at once, so nobody may hold up more of them.
 MAX_LISTINGS_PER_USER = 2
+MAX_TESTS_PER_USER = 1
 LIST_SECONDS = 8  # somebody waits for the page
 TEST_SECONDS = 5
-_USER = re.compile(r"[A-Za-z_][A-Za-z0-9._-]{0,31}")
+_USER = r"[A-Za-z_][A-Za-z0-9._-]{0,31}"
 
 
 class Context:
@@ -39,28 +40,15 @@ class Context:
         self.scripts_dir = settings.scripts_dir
         self.links, self.invites, self.runs, self.replies, self.recent = links, invites, runs, replies, recent
         self.delivery, self.metrics, self.chat, self.service = delivery, metrics, chat, service
-        self._lock = threading.Lock()
-        self._listing: dict[str, int] = {}
+        self.tests = Turns(MAX_TESTS_PER_USER)
+        self._listings = Turns(MAX_LISTINGS_PER_USER)
 
     def scripts(self, user: str) -> list[dict]:
-        """The scripts of a login. Raises ScriptsError."""
-        with self._place(user):
-            return list_scripts(self.scripts_dir, user, LIST_SECONDS)
-
-    @contextmanager
-    def _place(self, user: str):
-        """Who answers for the scripts may take all the time there is, and there are other logins."""
-        with self._lock:
-            if self._listing.get(user, 0) >= MAX_LISTINGS_PER_USER:
+        """The scripts of a login, whose account may take all the time there is to answer. Raises ScriptsError."""
+        with self._listings.take(user) as is_free:
+            if not is_free:
                 raise ScriptsError("they are being listed already, and it takes long")
-            self._listing[user] = self._listing.get(user, 0) + 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._listing[user] -= 1
-                if not self._listing[user]:
-                    del self._listing[user]
+            return list_scripts(self.scripts_dir, user, LIST_SECONDS)
 
 
 def post_card(handler: Handler) -> None:
@@ -111,17 +99,23 @@ def post_test(handler: Handler) -> None:
     context: Context = handler.server.context
     link = with_room(context.links, context.delivery, user)
     key = f"test:{secrets.token_hex(10)}"
+    with context.tests.take(user) as is_free:
+        outcome = _send_sample(context, link, key, TEST_SECONDS if is_free else 0)
+    if outcome and outcome.status != 200:
+        raise HTTPProblem(outcome.status, outcome.reason)
+    _answer(handler, 200, queued=outcome is None, id=context.replies.identify(key))
+
+
+def _send_sample(context: Context, link: Link, key: str, seconds: float):
+    """What has become of the sample after `seconds`; None when it is queued."""
     try:
-        receipt = context.replies.sample(key, link, user=user, reply=False)
+        receipt = context.replies.sample(key, link, user=link.user, reply=False)
     except OutboxError as error:
         raise unavailable(str(error)) from error
     except OSError as error:
         raise unavailable(f"the picture could not be written: {error.strerror}") from error
     context.metrics.count("accepted")
-    outcome = receipt.wait(TEST_SECONDS)
-    if outcome and outcome.status != 200:
-        raise HTTPProblem(outcome.status, outcome.reason)
-    _answer(handler, 200, queued=outcome is None, id=context.replies.identify(key))
+    return receipt.wait(seconds)
 
 
 def post_invite(handler: Handler) -> None:
@@ -164,7 +158,7 @@ def _request(handler: Handler) -> dict:
 def _user(fields: dict) -> str:
     """The login, which becomes part of a path."""
     user = fields.get("user")
-    if not isinstance(user, str) or not _USER.fullmatch(user):
+    if not isinstance(user, str) or not re.fullmatch(_USER, user):
         raise HTTPProblem(400, "user is not the name of a login")
     return user
 

@@ -12,6 +12,8 @@ STUCK = {
     "polling": "import polling; polling.STUCK_SECONDS = 1",
     "delivery": "import delivery; delivery.STUCK_SECONDS = 1",
     "the API": "import unixhttp; unixhttp.Server.service_actions = lambda self: None; notify_bot.API_STUCK_SECONDS = 1",
+    "the page's API": "import webapi; webapi.WebServer.service_actions = lambda self: None; "
+                      "notify_bot.API_STUCK_SECONDS = 1",
 }
 
 
@@ -65,7 +67,7 @@ def test_the_manager_is_told_how_things_are(tmp_path, telegram, manager):
 
 @pytest.mark.parametrize("part", STUCK)
 def test_a_part_that_makes_no_progress_starves_the_watchdog(tmp_path, telegram, manager, part):
-    bot = Bot(tmp_path, telegram.url)
+    bot = Bot(tmp_path, telegram.url, NOTIFY_WEB_SOCKET=str(tmp_path / "web.sock"))
     bot.users(**{ME: 1})
     telegram.person(1)
     telegram.types(1, "hi")
@@ -97,6 +99,7 @@ def test_a_part_that_makes_no_progress_starves_the_watchdog(tmp_path, telegram, 
     ({"NOTIFY_MAX_AGE": "1d"}, 78, "NOTIFY_MAX_AGE must be a whole number of seconds"),
     ({"NOTIFY_DATA_DIR": "/nonexistent/data"}, 73, "/nonexistent/data"),
     ({"NOTIFY_BOT_SOCKET": "/nonexistent/x.sock"}, 69, "cannot start"),
+    ({"NOTIFY_WEB_SOCKET": "/nonexistent/x.sock"}, 69, "cannot start"),
 ])
 def test_a_wrong_setting_is_said_and_has_its_exit_status(tmp_path, environment, status, said):
     bot = Bot(tmp_path, "http://127.0.0.1:9")
