@@ -174,9 +174,19 @@ def _scripts(shown: Shown, bot: dict) -> Html:
     return fill("scripts", scripts=join(_script(shown, script, number) for number, script in enumerate(scripts)))
 
 
+def _schedule(setting: str) -> str:
+    """What a timer's unit has, normalised by systemd, in words where there are plain ones."""
+    calendar = setting.removeprefix("OnCalendar=")
+    if found := re.fullmatch(r"\*-\*-\* \*:00/([0-9]+):00", calendar):
+        return f"every {int(found[1])} minutes"
+    if found := re.fullmatch(r"\*-\*-\* ([0-9]{2}:[0-9]{2}):00", calendar):
+        return f"every day at {found[1]}"
+    return {"*-*-* *:00:00": "every hour"}.get(calendar, calendar)
+
+
 def _script(shown: Shown, script: dict, number: int) -> Html:
     last, coming = shown.time(script.get("last_run")), shown.time(script.get("next_run"))
-    facts = join([script.get("schedule") or "", join(["ran ", last]) if last else "has not run yet",
+    facts = join([_schedule(script.get("schedule") or ""), join(["ran ", last]) if last else "has not run yet",
                   join(["next ", coming]) if coming else ""], " · ")
     running, can_run = script.get("running"), script.get("can_run", True)
     run = fill("run_fields", name=script["name"], id=f"run-{number}")

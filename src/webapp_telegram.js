@@ -17,7 +17,8 @@ const LINKED_MS = 60000;
 const $ = (selector) => content.querySelector(selector);
 const isLinked = () => $(".state")?.dataset.linked === "yes";
 
-let busy = false;
+let busy = null; // the form whose request is under way
+let shows = 0;
 let ended = false; // logged out: asking on would only start a login in the background
 let since = Date.now();
 let timer = 0;
@@ -54,9 +55,12 @@ async function api(action, body) {
 }
 
 async function refresh() {
+  busy = null; // it is done, and what follows only shows it
+  const show = ++shows;
   const answer = await ask(`/telegram?fragment${embedded ? "&embed" : ""}`, { headers: { Accept: "text/html" } });
   const text = await answer.text();
   if (!answer.ok) throw new Trouble("The page cannot be brought up to date. Reload it.");
+  if (show !== shows) return; // a newer one is under way
   const focused = content.contains(document.activeElement) ? document.activeElement : null;
   const open = [...content.querySelectorAll("details[open]")].map((element) => element.id);
   content.innerHTML = text;
@@ -132,7 +136,7 @@ content.addEventListener("submit", async (event) => {
   const fields = Object.fromEntries(new FormData(form));
   const button = form.querySelector("button");
   const field = form.querySelector("#code");
-  busy = true;
+  busy = form;
   button.setAttribute("aria-disabled", "true");
   field?.removeAttribute("aria-invalid");
   try {
@@ -140,12 +144,14 @@ content.addEventListener("submit", async (event) => {
   } catch (trouble) {
     complain(trouble);
     if (fields.do === "verify") showChoices(true);
+    // What was refused has a reason that the card may not show yet: the bot was blocked, a script is gone.
+    if (isLinked() && !ended) await refresh().catch(complain);
     if (field) {
       field.setAttribute("aria-invalid", "true");
       field.select();
     }
   } finally {
-    busy = false;
+    if (busy === form) busy = null;
     button.removeAttribute("aria-disabled");
     plan();
   }
