@@ -99,6 +99,9 @@ install_files() {
     for file in examples/*; do
         put_bytes 644 "$file" "$doc/$file"
     done
+    for file in web/*; do
+        put 644 "$file" "$doc/$file"
+    done
     put 644 docs/notifications.md "$guide"
     # Without this check a mistake of ours would lock everybody out of sudo.
     command -v visudo >/dev/null && visudo -q -c -f units/sudoers.d/notify-bot
@@ -126,6 +129,9 @@ activate() {
     fi
     if changed notify-scripts@.socket; then
         systemctl try-restart 'notify-scripts@*.socket'
+    fi
+    if changed notify-bot-web-cgi; then
+        systemctl try-restart notify-bot-web-cgi.socket notify-bot-web-cgi.service
     fi
 }
 
@@ -192,6 +198,7 @@ deactivate() {
     done
     if [ -e "$lib/systemd/system/notify-bot.service" ]; then
         systemctl --quiet disable --now notify-bot.service notify-bot.socket notify-bot-web.socket
+        systemctl --quiet disable --now notify-bot-web-cgi.socket notify-bot-web-cgi.service
     fi
 }
 

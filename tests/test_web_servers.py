@@ -241,3 +241,10 @@ def test_body_over_the_limit(server, size):
 def test_without_tls_one_is_led_to_it(server):
     answer = web.ask("GET", "http://localhost/telegram", allow_redirects=False)
     assert (answer.status_code, answer.headers["Location"]) == (301, f"{SITE}/telegram")
+
+
+def test_what_is_served_with_is_what_is_installed(server):
+    """As examples, for another place of the program too; nothing of it is switched on."""
+    for path in (web.CHECKOUT / "web").iterdir():
+        assert server.host.path(f"/usr/local/share/doc/notify-bot/web/{path.name}").read_text() == path.read_text()
+    assert server.host.show("notify-bot-web-cgi.socket", "UnitFileState") == {"UnitFileState": "disabled"}
