@@ -65,6 +65,11 @@ class Request:
     def is_secure(self) -> bool:
         return self.environ["wsgi.url_scheme"] == "https"
 
+    def require_method(self, *methods: str) -> None:
+        if self.method not in methods:
+            allowed = ", ".join(methods)
+            raise Problem(405, f"This address takes {allowed}.", {"Allow": allowed})
+
     def refuse_other_sites(self, form: bool = False) -> None:
         """Raise Problem unless the browser says that a page of this very site makes this request.
 
