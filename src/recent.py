@@ -18,7 +18,7 @@ log = logging.getLogger("recent")
 
 SHOWN = 10
 MAX_USERS = 2000
-MAX_SCANNED = 20_000
+MAX_SCANNED = 10_000
 MAX_SHOWN_CHARACTERS = 200
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from live import SRC, Process, until
 from test_chat import CHATS, ask, chat_id, press, telegram  # noqa: F401 (fixtures)
-from test_webapi import PageBot, bot  # noqa: F401 (a fixture)
+from test_webapi import PageBot, bot, text_arrives  # noqa: F401 (a fixture)
 
 GONE = "This link is not valid any more"
 # The bot, stopped as by a power cut's bad luck: the link is on disk, the invite is about to be removed.
@@ -180,6 +180,26 @@ def test_a_press_of_somebodys_own_links_nothing(bot, telegram, chat_id, forged):
     bot.start()
     becomes(telegram, question, GONE)
     assert linked_chats(bot) == {}
+
+
+def test_a_link_that_is_there_already_is_no_news(bot, telegram, chat_id):  # noqa: F811
+    """The code was typed while the question stood in the chat."""
+    question = opens(telegram, chat_id, payload_for(bot, "alice"))
+    path = bot.data / "telegram_users.json"
+    path.write_text(json.dumps({"alice": {"chat_id": chat_id, "linked_at": "2026-01-31T12:00:00Z", "quiet": [22, 7]}}))
+    before = path.read_text()
+    press(telegram, question, "Yes")
+    becomes(telegram, question, "Linked to alice.")
+    assert json.loads(path.read_text()) == json.loads(before) and invites(bot) == {}
+
+
+def test_what_other_software_keeps_with_a_login_stays(bot, telegram, chat_id):  # noqa: F811
+    path = bot.data / "telegram_users.json"
+    path.write_text(json.dumps({"alice": {"chat_id": 1, "quiet": [22, 7], "blocked": "gone", "welcomed_at": "x"}}))
+    press(telegram, opens(telegram, chat_id, payload_for(bot, "alice")), "Yes")
+    text_arrives(telegram, chat_id, "now linked to alice")
+    record = json.loads(path.read_text())["alice"]
+    assert (record["chat_id"], record["quiet"], "blocked" in record) == (chat_id, [22, 7], False)
 
 
 def at_once(*calls):

@@ -13,7 +13,7 @@ import time
 import pytest
 
 import unixhttp
-from live import ME, PYTHON, SRC, TOKEN, Bot, until
+from live import ME, PYTHON, SRC, TOKEN, Bot, Process, until
 from recent import Recent
 from test_chat import ScriptsSocket, ask, chat_id, entries, line, press, telegram  # noqa: F401 (fixtures)
 
@@ -27,6 +27,10 @@ class PageBot(Bot):
     def __init__(self, folder, api_url, **environment):
         self.web_path = folder / "web.sock"
         super().__init__(folder, api_url, NOTIFY_WEB_SOCKET=str(self.web_path), **environment)
+
+    def answers(self):
+        with socket.socket(socket.AF_UNIX) as probe:
+            return super().answers() and probe.connect_ex(str(self.web_path)) == 0
 
     def web(self, path, method="POST", body=None, **fields):
         """`(status, answer)` of a request of the web server's."""
@@ -205,6 +209,26 @@ def test_a_script_runs_once_at_a_time_and_two_of_a_user(bot, telegram, linked, n
     neighbour.go_on.set()
     until(lambda: sum("nothing to report" in text for text in telegram.texts(linked)) == 2)
     until(lambda: not any(script["running"] for script in bot.card()["scripts"]))
+
+
+def test_runs_of_the_page_are_bounded_in_all(tmp_path, telegram, chat_id):  # noqa: F811
+    program = tmp_path / "few.py"
+    program.write_text(f"import sys\nsys.path.insert(0, {str(SRC)!r})\nimport notify_bot, runs\n"
+                       "runs.MAX_PAGE_RUNS = 1\nsys.exit(notify_bot.main([]))\n")
+    bot = PageBot(tmp_path, telegram.url)  # noqa: F811
+    bot.users(alice=chat_id, bob=chat_id + 1)
+    neighbours = [Neighbour(bot, user, ["a.py"]) for user in ("alice", "bob")]
+    bot.process = Process(str(program), folder=tmp_path, **bot.environment)
+    try:
+        until(bot.answers)
+        assert bot.web("/run", user="alice", name="a.py")[0] == 202
+        assert bot.web("/run", user="bob", name="a.py")[0] == 503 and bot.retry_after
+        neighbours[0].go_on.set()
+        until(lambda: bot.web("/run", user="bob", name="a.py")[0] == 202)
+    finally:
+        for neighbour in neighbours:
+            neighbour.close()
+        bot.stop()
 
 
 def test_a_run_that_a_crash_interrupts_is_told_of_once(bot, telegram, linked, neighbour):  # noqa: F811
@@ -400,9 +424,11 @@ def test_recent_asked_again_reads_only_what_is_new(outbox, monkeypatch):
     keep(outbox, "queue", entry(7))
     assert len(recent.of_user("alice")) == 4 and read[3:] == [f"{7:020x}"]
     recent.delivered(entry(7))
+    recent.delivered(entry(8))
+    keep(outbox, "queue", entry(8))  # as a folder that was listed a moment before the message left it
     (outbox / f"queue/{1:020x}.json").unlink()
     assert [(notice["title"], notice["state"]) for notice in recent.of_user("alice")] == [
-        ("t7", "delivered"), ("t2", "queued"), ("t0", "queued")]
+        ("t8", "delivered"), ("t7", "delivered"), ("t2", "queued"), ("t0", "queued")]
 
 
 def test_an_outbox_that_cannot_be_read_is_said(bot, linked):
