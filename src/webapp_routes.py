@@ -32,6 +32,7 @@ def application(environ: dict, start_response):
         status, headers, body = _problem(request, Problem(
             503, "The files of the notification service cannot be read or written now. Try again in a minute; if it "
                  "stays so, the administrator finds the reason in the error log of the web server."))
+    request.drop_body()
     headers = _guards(request) | {"Content-Length": str(len(body))} | headers
     start_response(f"{status} {HTTPStatus(status).phrase}", list(headers.items()))
     return [b"" if request.method == "HEAD" else body]
