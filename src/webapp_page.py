@@ -143,7 +143,8 @@ def _unlinked(shown: Shown, bot: dict, moment: Moment, notice: Html, foot: Html)
 
 
 def _invite(shown: Shown, invite: dict) -> Html:
-    return fill("invite", url=invite["url"], qr=Html(invite["qr"] or ""), place=shown.place)
+    return fill("invite", url=invite["url"], qr=Html(invite["qr"] or ""), place=shown.place,
+                without=Html("" if invite["qr"] else "hidden"))
 
 
 def _linked(shown: Shown, state: dict, notice: Html, foot: Html) -> Html:
@@ -186,8 +187,9 @@ def _schedule(setting: str) -> str:
 
 def _script(shown: Shown, script: dict, number: int) -> Html:
     last, coming = shown.time(script.get("last_run")), shown.time(script.get("next_run"))
+    due = coming and script["next_run"] <= shown.now
     facts = join([_schedule(script.get("schedule") or ""), join(["ran ", last]) if last else "has not run yet",
-                  join(["next ", coming]) if coming else ""], " · ")
+                  "due now" if due else join(["next ", coming]) if coming else ""], " · ")
     running, can_run = script.get("running"), script.get("can_run", True)
     run = fill("run_fields", name=script["name"], id=f"run-{number}")
     return fill("script", name=script["name"], facts=facts, running=Html("data-running" if running else ""),

@@ -112,7 +112,10 @@ const actions = {
     const { url, qr } = await api("invite", {});
     const part = document.importNode($("#invite-part").content, true);
     part.querySelector("#invite-link").href = url;
-    if (qr) part.querySelector("p").insertAdjacentHTML("afterend", qr);
+    if (qr) {
+      part.querySelector("#qr").insertAdjacentHTML("afterbegin", qr);
+      part.querySelector("#qr").hidden = false;
+    }
     $("#invited").replaceChildren(part);
     $("#press").hidden = true;
     since = Date.now();

@@ -12,6 +12,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urlencode
 
+import segno
+
 from live import SRC
 
 sys.path.insert(0, str(SRC))
@@ -136,6 +138,14 @@ class LinkPage:
         self.namespace.kill()
         self.namespace.stdout.close()
         self.namespace.wait()
+
+    def install_segno(self):
+        """Put the library that the tests have where the system's Python looks for its own; here alone."""
+        script = """set -e
+            place=$(/usr/bin/python3 -c 'import site; print(site.getsitepackages()[0])')
+            mount -t tmpfs tmpfs /usr/local/lib; mkdir -p "$place/segno"; mount --bind "$1" "$place/segno" """
+        subprocess.run(["nsenter", "-t", str(self.namespace.pid), "--mount", "sh", "-c", script, "sh",
+                        Path(segno.__file__).parent], check=True)
 
     def start(self, method, path, body=b"", user="alice", program=PROGRAM, **environment):
         """A process that answers one request; settings and headers are the environment, None takes one away."""

@@ -12,7 +12,7 @@ from machine import CHECKOUT
 
 SRC = CHECKOUT / "src"
 MODULES = {path.stem: path for path in SRC.glob("*.py")}
-PROGRAMS = {"notify_bot", "notify_runner", "notify_scripts", "notify_sandbox"}
+PROGRAMS = {"notify_bot", "notify_runner", "notify_scripts", "notify_sandbox", "webapp_telegram"}
 # They know nothing of the rest of the house.
 LEAVES = {"jsonstore", "markdown", "contract", "service", "unixhttp", "telegram_api", "notify_scripts"}
 SANDBOX = {name for name in MODULES if "sandbox" in name}

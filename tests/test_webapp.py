@@ -6,6 +6,7 @@ import re
 from urllib.parse import urlencode
 
 import pytest
+import segno
 
 from link_page import PAGE_HEADERS, LinkPage
 from links import CODE_SECONDS
@@ -421,6 +422,19 @@ def test_with_the_bot_a_test_arrives_and_is_shown(page, bot):
     for name in (None, 5, "", ["x"]):
         answer = page.api("run", {"name": name})
         assert answer.status == 400 and "name" in answer.error
+
+
+def test_an_invite_has_a_qr_code_where_the_host_has_the_library(page, bot):
+    until(lambda: "invite" in page.open().page.forms, what="the bot's name is known")
+    assert page.api("invite").json["qr"] is None
+    assert 'id="qr" hidden' in page.press("invite").text
+    page.install_segno()
+    answer = page.api("invite").json
+    drawn = segno.make_qr(answer["url"], error="m").svg_inline(border=4, omitsize=True)
+    assert answer["qr"].startswith('<svg role="img" ') and "<title>QR code of" in answer["qr"]
+    assert re.search(r' d="(M4[^"]*)"', answer["qr"])[1] == re.search(r' d="(M4[^"]*)"', drawn)[1]
+    pressed = page.press("invite").text
+    assert 'id="qr" ><svg role="img" ' in pressed and " style=" not in pressed
 
 
 def test_an_invite_is_confirmed_in_the_chat(page, bot):
