@@ -57,7 +57,8 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self, port, taken):
         super().__init__(("127.0.0.1", port), Handler)
         self.taken = taken
-        self.waiting = deque()
+        self.polls = deque()  # what getUpdates has as its results
+        self.newest_poll = None
         self.changed = threading.Condition()
 
     def answer_to(self, method, fields):
@@ -67,61 +68,54 @@ class Server(http.server.ThreadingHTTPServer):
         if method == "getMe":
             return {"id": 1, "is_bot": True, "username": "chaos_bot"}
         if method == "getUpdates":
-            return self.updates(fields)
+            return self.poll(int(fields["timeout"]))
         if method.startswith("send"):
             self.taken(int(fields["chat_id"]), fields.get("text", fields.get("caption", "")))
             return {"message_id": 1, "chat": {"id": int(fields["chat_id"])}}
         return True
 
-    def updates(self, fields):
+    def poll(self, seconds):
         with self.changed:
-            self.changed.wait_for(lambda: self.waiting, min(int(fields["timeout"]), 5))
-            return [self.waiting.popleft() for _ in range(min(4, len(self.waiting)))]
+            # As with Telegram, a poll ends an older one: of a bot that was stopped, it must not take what comes now.
+            poll = self.newest_poll = object()
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: self.polls or self.newest_poll is not poll, min(seconds, 5))
+            return self.polls.popleft() if self.polls and self.newest_poll is poll else []
+
+    def update(self, *results):
+        with self.changed:
+            self.polls.extend(results)
+            self.changed.notify_all()
 
 
-class Hostile:
-    """A server in this process whose answers `spoil` has changed, until it is told to behave."""
+class Hostile(Server):
+    """A server in this process that gives `answers` in turn (`{method: iterator}`; "" has those of the other methods)
+    until it is told to behave."""
 
-    def __init__(self, spoil):
+    def __init__(self, answers):
         self.chats = set()
         self.spoilt = 0
-        self._spoil = spoil
+        self.hostile = bool(answers)
+        self._answers = answers
         self._lock = threading.Lock()
-        self._server = Server(0, lambda chat, text: self.chats.add(chat))
-        self._server.answer_to = self._answer
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        super().__init__(0, lambda chat, text: self.chats.add(chat))
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.05,))
         self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._ends = time.monotonic() + 30
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
-    def _answer(self, method, fields):
-        answer = {"ok": True, "result": self._server.result_of(method, fields), "error_code": 400,
-                  "description": "x", "parameters": {"retry_after": 0}}
-        if self._spoil is None:
-            return json.dumps(answer).encode()
+    def answer_to(self, method, fields):
+        good = super().answer_to(method, fields)
+        # Were polls refused, too, the bot would back off, and few of the updates would be fetched.
+        if not self.hostile or method == "getUpdates":
+            return good
         with self._lock:
             self.spoilt += 1
-            # Were most polls refused, the bot would back off, and few of the updates would be fetched.
-            spoilt = self._spoil(answer["result"] if method == "getUpdates" else answer)
-            return json.dumps({**answer, "result": spoilt} if method == "getUpdates" else spoilt).encode()
-
-    def update(self, update):
-        with self._server.changed:
-            self._server.waiting.append(update)
-            self._server.changed.notify_all()
-
-    def polled_out(self):
-        return not self._server.waiting
-
-    def behave(self):
-        """Answer as Telegram does from now on, if it has been hostile for long enough."""
-        if time.monotonic() > self._ends or self.polled_out():
-            self._spoil = None
+            return json.dumps(next(self._answers.get(method, self._answers[""]))).encode()
 
     def close(self):
-        self._server.shutdown()
+        self.shutdown()
         self._thread.join()
-        self._server.server_close()
+        self.server_close()
 
 
 def main(port, path):
