@@ -5,7 +5,7 @@ import importlib.util
 from pathlib import Path
 
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
@@ -42,7 +42,7 @@ class Browser:
     def stop(self):
         self.driver.quit()
 
-    def new(self, width=900, height=1000, dark=False, javascript=True):
+    def new(self, width=640, height=900, dark=False, javascript=True):
         """As somebody else's browser, who has never been here."""
         self.person = 0
         self.tell("Network.clearBrowserCookies")
@@ -111,21 +111,25 @@ class Browser:
         def visible():
             found = self.driver.find_elements(By.CSS_SELECTOR, selector)
             return next((element for element in found if element.is_displayed()), None)
-        return until(lambda: self._settled(visible), seconds, f"{selector} is shown in\n{self.text()}")
+        return self._until(visible, seconds, f"{selector} is shown")
 
     def text(self, selector="body"):
-        return self._settled(lambda: self.find(selector).text) or ""
+        return self.find(selector).text
 
     def says(self, part, selector="body", seconds=10):
         """Until that is written there."""
-        until(lambda: part in self.text(selector), seconds, f"{part!r} in {selector}, which says {self.text(selector)}")
+        self._until(lambda: part in self.text(selector), seconds, f"{part!r} is said in {selector}")
 
-    @staticmethod
-    def _settled(look):
+    def _until(self, condition, seconds, what):
+        def settled():
+            try:
+                return condition()
+            except WebDriverException:  # the page is just changing
+                return None
         try:
-            return look()
-        except StaleElementReferenceException:  # the page has just changed
-            return None
+            return until(settled, seconds, what)
+        except AssertionError as error:
+            raise AssertionError(f"{error} in\n{self.text()}") from None
 
     def complaints(self):
         """What the browser's console says of errors since it was last asked: a broken policy, a request refused."""
@@ -147,4 +151,5 @@ class Browser:
         self.driver.execute_script(AXE.read_text())
         found = self.driver.execute_async_script("axe.run().then(arguments[0])")
         assert len(found["passes"]) > 5
-        assert [f"{rule['id']}: {node['html']}" for rule in found["violations"] for node in rule["nodes"]] == [], name
+        wrong = [f"{rule['id']}: {node['html']}" for rule in found["violations"] for node in rule["nodes"]]
+        assert not wrong, f"{name}: {wrong}"

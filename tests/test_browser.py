@@ -272,3 +272,22 @@ def test_no_analyst(site, browser):
     browser.log_in("mallory")
     browser.says("notify-add-analyst mallory")
     browser.looks("no-analyst")
+
+
+def test_card_in_the_example_dashboard(site, browser):
+    """examples/dashboard.html on the same host, as it is."""
+    host = site.host
+    host.write("/var/www/html/dashboard.html", (CHECKOUT / "examples/dashboard.html").read_text())
+    host.write("/etc/apache2/conf-enabled/dashboard.conf", "DocumentRoot /var/www/html\n")
+    host.run("systemctl", "reload", "apache2.service")
+    link(site, browser, "jana")
+    browser.open("/dashboard.html")
+    frame = browser.shown("iframe")
+    browser.judge("dashboard")
+    browser.driver.switch_to.frame(frame)
+    browser.says("Jana (@jana)")
+    browser.click("#test")
+    site.chats.wait_for_text(2001, "Sample notification")
+    browser.judge("card")
+    browser.driver.switch_to.default_content()
+    browser.looks("dashboard")

@@ -232,7 +232,7 @@ class Site:
                    f"OIDCClientSecret of-the-client\nOIDCCryptoPassphrase {secrets.token_hex(32)}\n", 0o600)
         self.apache_with(filled_in("apache.conf", **{
             "NOTIFY_HOST": "localhost", "NOTIFY_CERTIFICATE": CERTIFICATE, "NOTIFY_KEY": KEY, "NOTIFY_DOMAINS": DOMAIN,
-            "NOTIFY_NAME": '"the test host"', "NOTIFY_CLIENT": "notify-bot",
+            "NOTIFY_CLIENT": "notify-bot",
             "NOTIFY_ISSUER": f"{PROVIDER}/.well-known/openid-configuration"} | values))
 
     def apache_with(self, configuration):
@@ -248,7 +248,7 @@ class Site:
         """Serve with nginx, configured as web/nginx.conf says."""
         self.nginx_with(filled_in("nginx.conf", **{
             "server_name": "localhost", "ssl_certificate": CERTIFICATE, "ssl_certificate_key": KEY,
-            "notify_domains": DOMAIN, "notify_name": '"the test host"'} | values))
+            "notify_domains": DOMAIN} | values))
 
     def nginx_with(self, configuration):
         self.host.write("/etc/nginx/sites-enabled/notify-bot.conf", configuration)
