@@ -5,10 +5,12 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
 from chaos import Result
+from chaos.calls import Call, under_way
 from chaos.load import judge
 from machine import CHECKOUT
 
@@ -54,19 +56,40 @@ def test_a_campaign_loses_nothing(campaigns, name, wanted):
     assert wanted(figures), figures
 
 
-@pytest.mark.parametrize(("statuses", "arrived", "problem"), [
-    ((200, 202, "unknown"), "1 2", None),
-    ((200, 202, "unknown"), "1 1 2 3", None),
-    ((200, 202, "unknown"), "1 3", "accepted and lost"),
-    ((200, 202, "unknown"), "2 1", "the order"),
-    ((200, 202, "unknown"), "1 2 1", "the order"),
-    ((200, 202, "unknown"), "1 1 1 2", "more copies"),
-    ((200, 202), "1 2 9", "nobody sent"),
-    ((200, 502), "1", "refused with"),
-    ((), "", "nothing was accepted"),
+@pytest.mark.parametrize(("statuses", "arrived", "under_way", "problem"), [
+    ((200, 202, "unknown"), "1 2", "", None),
+    ((200, 202, "unknown"), "1 1 2 3", "1", None),
+    ((200, 202, "unknown"), "1 1 1 2 3 3", "1 1 2 3", None),
+    ((200, 202, "unknown"), "1 3", "", "accepted and lost"),
+    ((200, 202, "unknown"), "2 1", "", "the order"),
+    ((200, 202, "unknown"), "1 2 1", "1", "the order"),
+    ((200, 202, "unknown"), "1 1 2", "", "not under way"),
+    ((200, 202, "unknown"), "1 1 2", "2", "not under way"),
+    ((200, 202, "unknown"), "1 1 1 2", "1", "not under way"),
+    ((200, 202), "1 2 9", "", "nobody sent"),
+    ((200, 502), "1", "", "refused with"),
+    ((), "", "", "nothing was accepted"),
 ])
-def test_the_sums_are_right(statuses, arrived, problem):
+def test_the_sums_are_right(statuses, arrived, under_way, problem):
+    def texts(numbers):
+        return [f"jana {number}" for number in numbers.split()]
+
     tried = {f"jana {number}": {"key": False, "status": status} for number, status in enumerate(statuses, 1)}
     result = Result("sums", 1)
-    judge(result, tried, {"jana": [f"jana {number}" for number in arrived.split()]}, interruptions=1)
+    judge(result, tried, {"jana": texts(arrived)}, Counter(texts(under_way)))
     assert [problem in found for found in result.problems] == [True] if problem else not result.problems
+
+
+@pytest.mark.parametrize(("calls", "found"), [
+    ([], []),
+    ([("a", 10.0)], ["a"]),  # perhaps not written down
+    ([("a", None)], ["a"]),
+    ([("a", 20.1)], ["a"]),  # its answer was read by nobody
+    ([("a", 5.0)], []),
+    ([("a", 9.99), ("b", None)], ["b"]),  # a was written down, or b would not have been called
+    ([("a", None), ("b", 9.99)], ["b"]),
+])
+def test_what_was_under_way_is_the_last_call_of_a_chat(calls, found):
+    other = [Call(2, "x", 1.0), Call(3, "y", None)]
+    calls = [other[0], *(Call(1, *call) for call in calls), other[1]]
+    assert [call.text for call in under_way(calls, 10.1)] == [*found, "y"]

@@ -1,6 +1,7 @@
 """kill -9 of the bot, at random moments, while people send."""
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -10,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from chaos.line import Line
 from chaos.load import judge, read_ledger
 from live import ME, Bot, Process, Telegram, until
 
@@ -77,7 +79,7 @@ def check_log(result, bot):
 
 def run(result, folder, rounds):
     chance = random.Random(result.seed)
-    with crowd(folder, users()) as (telegram, bot, chats):
+    with crowd(folder, users()) as (telegram, bot, chats), through_line(bot) as line:
         # Answers that take a while, so that calls are under way when the bot is killed.
         telegram.control("faults", action="delay_answer", method="sendMessage", share=0.5, seed=result.seed,
                          seconds=0.03)
@@ -85,26 +87,45 @@ def run(result, folder, rounds):
         senders = Senders(bot, result.seed, list(chats))
         try:
             for _ in range(rounds):
-                interrupt(bot, chance)
+                interrupt(bot, line, chance)
                 result.count(kills=1)
         finally:
             if bot.process is None:
                 bot.start()
             senders.stop()
         drained(bot, 300)
-        judge(result, senders.tried(), delivered(telegram, chats), rounds)
+        judge(result, senders.tried(), delivered(telegram, chats), line.may_be_copied())
         result.expect(not bot.outbox("failed"), "messages failed for good")
         result.expect(not list((bot.data / "outbox" / "corrupt").iterdir()), "entries were set aside")
         check_log(result, bot)
 
 
-def interrupt(bot, chance):
+@contextlib.contextmanager
+def through_line(bot):
+    """Put a line between the bot, which is not yet started, and Telegram."""
+    line = Line(bot.environment["TELEGRAM_API_URL"])
+    bot.environment["TELEGRAM_API_URL"] = line.url
+    try:
+        yield line
+    finally:
+        bot.stop()
+        line.cut()
+
+
+def interrupt(bot, line, chance):
     """Kill the bot at some moment: while it serves, or while it is still starting; and start it again."""
     if chance.random() < 0.3:
-        bot.kill()
+        kill(bot, line)
         bot.process = Process("notify_bot.py", folder=bot.folder, **bot.environment)
         time.sleep(chance.uniform(0, 0.3))
     else:
         time.sleep(chance.uniform(0, 0.8))
-    bot.kill()
+    kill(bot, line)
     bot.start()
+
+
+def kill(bot, line):
+    moment = time.monotonic()
+    bot.kill()
+    files = (bot.data / "outbox" / "queue").glob("*.json")
+    line.interrupted(moment, {json.loads(path.read_bytes())["message"]["text"] for path in files})

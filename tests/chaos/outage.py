@@ -1,14 +1,10 @@
 """Telegram refuses connections, fails at random, answers slowly, and wants hours of rest; then all is well again."""
 
-import contextlib
 import os
 import random
-import socket
-import threading
 import time
-from urllib.parse import urlsplit
 
-from chaos.kill import Senders, check_log, crowd, delivered, drained, users
+from chaos.kill import Senders, check_log, crowd, delivered, drained, through_line, users
 from chaos.load import judge
 from live import until
 
@@ -20,103 +16,30 @@ FAULTS = (("html", {"status": 502}), ("cut_before", {}), ("cut_after", {}), ("cu
           ("delay", {"seconds": 0.3}), ("error", {"status": 429, "retry_after": 1}))
 
 
-class Line:
-    """The network between the bot and the sandbox: a relay that can be cut, after which nobody listens."""
-
-    def __init__(self, url):
-        parts = urlsplit(url)
-        self._target = parts.hostname, parts.port
-        self._lock = threading.Lock()
-        self._open = set()
-        self._threads = []
-        self._listener = None
-        self.port = 0
-        self.mend()
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    def mend(self):
-        self._listener = socket.create_server(("127.0.0.1", self.port), backlog=128)
-        self.port = self._listener.getsockname()[1]
-        self._start(self._accept, self._listener)
-
-    def cut(self):
-        """Close every connection and the door; harmless when that was done."""
-        with self._lock:
-            ends = [self._listener, *self._open]
-        for end in ends:
-            with contextlib.suppress(OSError):  # the other side may have been quicker
-                end.shutdown(socket.SHUT_RDWR)
-        threads, self._threads = self._threads, []
-        for thread in threads:
-            thread.join()
-        self._listener.close()
-
-    def _start(self, function, *arguments):
-        thread = threading.Thread(target=function, args=arguments)
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self, listener):
-        while True:
-            try:
-                near, _ = listener.accept()
-            except OSError:
-                return
-            far = socket.create_connection(self._target)
-            with self._lock:
-                self._open |= {near, far}
-            self._start(self._pass_on, near, far)
-
-    def _pass_on(self, near, far):
-        back = threading.Thread(target=self._copy, args=(far, near))
-        back.start()
-        self._copy(near, far)
-        back.join()
-        with self._lock:
-            self._open -= {near, far}
-            near.close()
-            far.close()
-
-    @staticmethod
-    def _copy(source, target):
-        try:
-            while data := source.recv(65536):
-                target.sendall(data)
-            target.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
-
-
 def run(result, folder, rounds):
     chance = random.Random(result.seed)
     names = users(12)
-    with crowd(folder, names) as (telegram, bot, chats):
-        line = Line(telegram.url)
-        bot.environment["TELEGRAM_API_URL"] = line.url
+    with crowd(folder, names) as (telegram, bot, chats), through_line(bot) as line:
+        bot.start()
+        senders = Senders(bot, result.seed, names, processes=2)
         try:
-            bot.start()
-            senders = Senders(bot, result.seed, names, processes=2)
-            try:
-                seconds = 60 if rounds > 1 else 2
-                for _ in range(rounds):
-                    away(result, bot, line, seconds)
-                    failing(result, telegram, chance, seconds)
-                    parked(result, telegram, bot, list(chats.values())[:2], seconds)
-            finally:
-                senders.stop()
-            judge_end(result, telegram, bot, chats, senders)
+            seconds = 60 if rounds > 1 else 2
+            for _ in range(rounds):
+                away(result, bot, line, seconds)
+                failing(result, telegram, chance, seconds)
+                parked(result, telegram, bot, list(chats.values())[:2], seconds)
         finally:
-            bot.stop()
-            line.cut()
+            senders.stop()
+        judge_end(result, telegram, bot, line, chats, senders)
 
 
-def judge_end(result, telegram, bot, chats, senders):
+def judge_end(result, telegram, bot, line, chats, senders):
     """What is still parked for hours is let go by a restart: the rest that is wanted is kept in memory only."""
     unknown = bot.get("/health").json()["unknown"]
     bot.stop()
     bot.start()
     drained(bot, 300)
-    judge(result, senders.tried(), delivered(telegram, chats), 1 << 30)
+    judge(result, senders.tried(), delivered(telegram, chats), line.may_be_copied())
     result.count(unknown=unknown, log_bytes=len(bot.log))
     result.expect(result.figures["duplicates"] <= unknown, "copies of what was not unknown")
     result.expect(not bot.outbox("failed"), "messages failed for good")

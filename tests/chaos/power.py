@@ -4,11 +4,15 @@ The kernel ends every process of the machine at once, its init included, as rebo
 page cache is the host's and survives: what was written and never synced is not lost here, as it could be on metal.
 """
 
+import itertools
 import json
 import os
 import random
 import time
+from collections import Counter
+from dataclasses import replace
 
+from chaos.calls import Call, under_way
 from chaos.load import judge, read_ledger
 from host import Host
 from machine import PROJECT, until
@@ -30,6 +34,13 @@ TimeoutStopSec=60
 [Install]
 WantedBy=multi-user.target
 """
+# What is in the queue when the machine comes up again, before the bot does anything with it.
+QUEUED = f"""[Unit]
+Before=notify-bot.service
+
+[Service]
+ExecStartPre=-/bin/sh -c 'd={FOLDER}/queued/$$(date +%%s%%N); mkdir -p $$d; cp /data/notifications/outbox/queue/* $$d'
+"""
 CUT = "import ctypes; ctypes.CDLL(None).reboot(0x1234567)"
 
 
@@ -40,14 +51,18 @@ def run(result, folder, rounds):
     chance = random.Random(result.seed)
     with Host() as host:
         install(host, result.seed)
+        cuts = []
         for _ in range(rounds):
             written = ledger_size(host)
             until(lambda written=written: ledger_size(host) > written, 60, "people send")
             time.sleep(chance.uniform(0, 4))
+            cuts.append(time.monotonic())
             cut(host)
             result.count(power_cuts=1)
         finish(host)
-        judge(result, read_ledger(host.path(f"{FOLDER}/ledger")), delivered(host), rounds)
+        boots = calls(host)
+        judge(result, read_ledger(host.path(f"{FOLDER}/ledger")), delivered(boots),
+              at_the_cuts(result, boots, queued(host), cuts))
         log = host.journal("-u", "notify-bot.service")
         result.expect("Traceback" not in log, "a traceback is in the journal")
         for place in ("failed", "corrupt"):
@@ -64,6 +79,7 @@ def install(host, seed):
                 "people": f"load.py /run/notify-bot/bot.sock {FOLDER}/ledger {seed} {' '.join(USERS)}"}
     for name, program in programs.items():
         host.write(f"/etc/systemd/system/{name}.service", UNIT.format(program=f"{PROJECT}/tests/chaos/{program}"))
+    host.write("/etc/systemd/system/telegram.service.d/queued.conf", QUEUED)
     links = {user: {"chat_id": FIRST_CHAT + number, "linked_at": ""} for number, user in enumerate(USERS)}
     host.write("/data/notifications/telegram_users.json", json.dumps(links), 0o660)
     host.run("chown", "deploy:data-ops", "/data/notifications/telegram_users.json")
@@ -90,9 +106,39 @@ def ledger_size(host):
     return path.stat().st_size if path.exists() else 0
 
 
-def delivered(host):
-    texts = {user: [] for user in USERS}
+def calls(host):
+    """What Telegram has taken in each time between two cuts."""
+    boots = []
     for line in host.path(f"{FOLDER}/delivered").read_text().splitlines():
-        message = json.loads(line)
-        texts[USERS[message["chat"] - FIRST_CHAT]].append(message["text"].split("\n")[-1])
+        entry = json.loads(line)
+        if "started" in entry:
+            boots.append([])
+        elif "answered" in entry:
+            message = entry["chat"], entry["text"]
+            call = next(call for call in reversed(boots[-1]) if (call.chat, call.text) == message)
+            call.answered = entry["answered"]
+        else:
+            boots[-1].append(Call(entry["chat"], entry["text"]))
+    return [[replace(call, text=call.text.split("\n")[-1]) for call in boot] for boot in boots]
+
+
+def delivered(boots):
+    texts = {user: [] for user in USERS}
+    for call in itertools.chain(*boots):
+        texts[USERS[call.chat - FIRST_CHAT]].append(call.text)
     return texts
+
+
+def queued(host):
+    """The texts in the queue at each start of Telegram."""
+    starts = sorted(host.path(f"{FOLDER}/queued").iterdir())
+    return [{json.loads(path.read_bytes())["message"]["text"] for path in start.glob("*.json")} for start in starts]
+
+
+def at_the_cuts(result, boots, queues, cuts):
+    """How often each text was under way when the power was cut."""
+    if not result.expect(len(boots) == len(queues) == len(cuts) + 1, f"Telegram was started {len(boots)} times"):
+        return Counter()
+    # The clock is the kernel's, which the machine shares with us.
+    return Counter(call.text for boot, left, cut in zip(boots, queues[1:], cuts, strict=False)
+                   for call in under_way(boot, cut) if call.text in left)

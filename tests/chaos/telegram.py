@@ -2,7 +2,8 @@
 
     telegram.py PORT LEDGER
 
-writes each message that it takes to LEDGER, `{"chat", "text"}` a line, before it answers.
+writes to LEDGER, in lines of JSON: `{"started"}`; for each message that it takes `{"chat", "text"}` before it answers,
+and again with `"answered"`, the time, after.
 """
 
 import email
@@ -14,7 +15,7 @@ import threading
 import time
 from collections import deque
 
-ANSWER_SECONDS = 0.03  # so that calls are under way when the power is cut
+ANSWER_SECONDS = 0.1  # so that calls are under way when the power is cut
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -25,7 +26,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         method = self.path.rpartition("/")[2]
-        data = self.server.answer_to(method, fields_of(self.headers["Content-Type"], body))
+        fields = fields_of(self.headers["Content-Type"], body)
+        data = self.server.answer_to(method, fields)
         try:
             self.send_response_only(200)
             self.send_header("Content-Length", str(len(data)))
@@ -33,6 +35,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(data)
         except ConnectionError:
             self.close_connection = True
+        else:
+            self.server.answered(method, fields)
 
     def setup(self):
         super().setup()
@@ -48,8 +52,12 @@ def fields_of(content_type, body):
             for part in form.get_payload()}
 
 
+def message_of(fields):
+    return int(fields["chat_id"]), fields.get("text", fields.get("caption", ""))
+
+
 class Server(http.server.ThreadingHTTPServer):
-    """A Bot API of a few methods; `taken(chat, text)` is called for each message."""
+    """A Bot API of a few methods; `taken(chat, text)` is called for each message, `answered` when that was said."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -64,13 +72,16 @@ class Server(http.server.ThreadingHTTPServer):
     def answer_to(self, method, fields):
         return json.dumps({"ok": True, "result": self.result_of(method, fields)}).encode()
 
+    def answered(self, method, fields):
+        pass
+
     def result_of(self, method, fields):
         if method == "getMe":
             return {"id": 1, "is_bot": True, "username": "chaos_bot"}
         if method == "getUpdates":
             return self.poll(int(fields["timeout"]))
         if method.startswith("send"):
-            self.taken(int(fields["chat_id"]), fields.get("text", fields.get("caption", "")))
+            self.taken(*message_of(fields))
             return {"message_id": 1, "chat": {"id": int(fields["chat_id"])}}
         return True
 
@@ -118,15 +129,27 @@ class Hostile(Server):
         self.server_close()
 
 
-def main(port, path):
-    ledger = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+class Ledger(Server):
+    """Writes down in the file at `path` when it was started, what it takes, and when it has answered."""
 
-    def taken(chat, text):
-        os.write(ledger, (json.dumps({"chat": chat, "text": text}) + "\n").encode())
+    def __init__(self, port, path):
+        super().__init__(port, self._take)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._write(started=True)
+
+    def _take(self, chat, text):
+        self._write(chat=chat, text=text)
         time.sleep(ANSWER_SECONDS)
 
-    Server(int(port), taken).serve_forever()
+    def answered(self, method, fields):
+        if method.startswith("send"):
+            chat, text = message_of(fields)
+            self._write(chat=chat, text=text, answered=time.monotonic())
+
+    def _write(self, **entry):
+        # One write(2) to a file opened for appending: whole, whatever ends next.
+        os.write(self._file, (json.dumps(entry) + "\n").encode())
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    Ledger(int(sys.argv[1]), sys.argv[2]).serve_forever()
