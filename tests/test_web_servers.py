@@ -231,6 +231,18 @@ def test_only_the_page_itself_changes_something(server):
         assert alice.api("check", code="12").status_code == 400
 
 
+def test_form_of_the_page_comes_through_with_its_cookie(server):
+    with server.visitor() as alice:
+        token = re.search('name="token" value="([0-9a-f]+)"', server.log_in(alice, "alice").text)[1]
+
+        def post(**fields):
+            return alice.ask("POST", "/telegram", data={"do": "check", "code": "12"} | fields, headers={"Origin": SITE})
+
+        assert post(token=token[::-1]).status_code == 403
+        answer = post(token=token)
+        assert (answer.status_code, "six digits" in answer.text) == (400, True)
+
+
 @pytest.mark.parametrize("size", [5000, 100_000])
 def test_body_over_the_limit(server, size):
     with server.visitor() as alice:
