@@ -62,7 +62,7 @@ def _current(document: dict, now: float) -> dict[str, list]:
         if not isinstance(stamps, list):
             continue
         # One from the future was made before the clock was set back: from now on it counts a window, and no longer.
-        stamps = sorted(min(stamp, now) for stamp in stamps if type(stamp) in (int, float) and stamp > 0)
+        stamps = sorted(min(stamp, now) for stamp in stamps if type(stamp) in (int, float))
         if len(stamps) >= MAX_WRONG:
             stamps = stamps if stamps[-1] > now - WINDOW_SECONDS else []
         else:

@@ -77,7 +77,7 @@ class Request:
         header"), which says nothing; there Sec-Fetch-Site alone must say it.
         """
         site, origin = self.environ.get("HTTP_SEC_FETCH_SITE", ""), self.environ.get("HTTP_ORIGIN", "")
-        if form and origin == "null" and site == "same-origin":
+        if form and origin == "null":
             origin = ""
         if site not in ("", "same-origin") or origin and origin.lower() != self._origin() or not (site or origin):
             raise Problem(403, "This request did not come from this page, so it was refused. "

@@ -171,7 +171,7 @@ def test_a_body_over_4_kib_is_not_read(page):
         assert page.request("POST", "/api/telegram/verify", b"{}", CONTENT_LENGTH=length).status == 413
 
 
-@pytest.mark.parametrize("length", ["-1", "+2", "2 ", "0x2", "2.0", "\u0662", "\u00b2", "1_0", "x", "3"])
+@pytest.mark.parametrize("length", ["-1", "+2", "2 ", "0x2", "2.0", "\u0662", "\udcb2", "1_0", "x", "3"])
 def test_a_length_that_is_none_is_400(page, length):
     assert page.request("POST", "/api/telegram/unlink", b"{}", CONTENT_LENGTH=length).status == 400
 
