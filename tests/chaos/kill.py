@@ -64,8 +64,17 @@ def crowd(folder, names, **environment):
         telegram.stop()
 
 
+def queued(bot):
+    """What is in the queue of a bot, which may be at work on it."""
+    entries = []
+    for path in (bot.data / "outbox" / "queue").glob("*.json"):
+        with contextlib.suppress(FileNotFoundError):
+            entries.append(json.loads(path.read_bytes()))
+    return entries
+
+
 def drained(bot, seconds):
-    until(lambda: not list((bot.data / "outbox" / "queue").glob("*.json")), seconds, "the queue is empty")
+    until(lambda: not queued(bot), seconds, "the queue is empty")
 
 
 def delivered(telegram, chats):
@@ -127,5 +136,4 @@ def interrupt(bot, line, chance):
 def kill(bot, line):
     moment = time.monotonic()
     bot.kill()
-    files = (bot.data / "outbox" / "queue").glob("*.json")
-    line.interrupted(moment, {json.loads(path.read_bytes())["message"]["text"] for path in files})
+    line.interrupted(moment, {entry["message"]["text"] for entry in queued(bot)})

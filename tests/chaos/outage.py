@@ -1,10 +1,12 @@
 """Telegram refuses connections, fails at random, answers slowly, and wants hours of rest; then all is well again."""
 
+import contextlib
 import os
 import random
 import time
 
-from chaos.kill import Senders, check_log, crowd, delivered, drained, through_line, users
+from chaos.faults import Faults
+from chaos.kill import Senders, check_log, crowd, delivered, drained, queued, through_line, users
 from chaos.load import judge
 from live import until
 
@@ -19,7 +21,10 @@ FAULTS = (("html", {"status": 502}), ("cut_before", {}), ("cut_after", {}), ("cu
 def run(result, folder, rounds):
     chance = random.Random(result.seed)
     names = users(12)
-    with crowd(folder, names) as (telegram, bot, chats), through_line(bot) as line:
+    faults = Faults(folder, folder / "nowhere")
+    with (contextlib.closing(faults), crowd(folder, names, **faults.environment) as (telegram, bot, chats),
+          through_line(bot) as line):
+        parked_chats = list(chats.values())[:2]
         bot.start()
         senders = Senders(bot, result.seed, names, processes=2)
         try:
@@ -27,19 +32,30 @@ def run(result, folder, rounds):
             for _ in range(rounds):
                 away(result, bot, line, seconds)
                 failing(result, telegram, chance, seconds)
-                parked(result, telegram, bot, list(chats.values())[:2], seconds)
+                parked(result, telegram, bot, parked_chats, seconds)
         finally:
             senders.stop()
-        judge_end(result, telegram, bot, line, chats, senders)
+        unknown = bot.get("/health").json()["unknown"]
+        an_hour_later(result, telegram, bot, faults, parked_chats)
+        judge(result, senders.tried(), delivered(telegram, chats), line.may_be_copied())
+        judge_end(result, bot, unknown)
 
 
-def judge_end(result, telegram, bot, line, chats, senders):
-    """What is still parked for hours is let go by a restart: the rest that is wanted is kept in memory only."""
-    unknown = bot.get("/health").json()["unknown"]
+def an_hour_later(result, telegram, bot, faults, chats):
+    """A restart does not forget the rest that is wanted; when it is over, the rest is delivered."""
+    before = [len(telegram.messages(chat)) for chat in chats]
     bot.stop()
     bot.start()
+    until(lambda: {entry["chat_id"] for entry in queued(bot)} <= set(chats), 300,
+          "the other chats have what they were sent")
+    result.expect([len(telegram.messages(chat)) for chat in chats] == before, "a restart forgets who wants rest")
+    bot.stop()
+    faults.order(clock=HOURS + 60)
+    bot.start()
     drained(bot, 300)
-    judge(result, senders.tried(), delivered(telegram, chats), line.may_be_copied())
+
+
+def judge_end(result, bot, unknown):
     result.count(unknown=unknown, log_bytes=len(bot.log))
     result.expect(result.figures["duplicates"] <= unknown, "copies of what was not unknown")
     result.expect(not bot.outbox("failed"), "messages failed for good")
