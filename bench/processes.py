@@ -1,6 +1,8 @@
 """The processes that are measured, whole and on the system's Python: started, asked how they are, ended."""
 
 import contextlib
+import fcntl
+import grp
 import http.client
 import json
 import os
@@ -73,6 +75,34 @@ class Place:
         return sorted(set(names) - {"__main__"})
 
 
+class Account:
+    """An account that the link page takes for an analyst's: with a mount namespace that names one, when root, so that
+    no account of the host is needed; else whoever runs this. `run` is where a program finds it."""
+
+    PASSWD, GROUP = "root:x:0:0::/root:/bin/sh\nu1:x:3001:3001::/:/bin/sh\n", "root:x:0:\nu1:x:3001:\n"
+
+    def __init__(self, folder):
+        self._holder, self.run, self.name = None, [], pwd.getpwuid(os.getuid()).pw_name
+        self.group = grp.getgrgid(os.getgid()).gr_name
+        if os.getuid():
+            return
+        self.name = self.group = "u1"
+        for name, text in (("passwd", self.PASSWD), ("group", self.GROUP)):
+            (folder / name).write_text(text)
+        script = 'for name in passwd group; do mount --bind "$1/$name" /etc/$name; done; echo up; exec sleep 3600'
+        self._holder = subprocess.Popen(["unshare", "--mount", "sh", "-ec", script, "sh", folder],
+                                        stdout=subprocess.PIPE, text=True)
+        if self._holder.stdout.readline() != "up\n":
+            raise RuntimeError("a mount namespace with an analyst in it could not be made")
+        self.run = ["nsenter", "-t", str(self._holder.pid), "--mount"]
+
+    def close(self):
+        if self._holder:
+            self._holder.kill()
+            self._holder.wait()
+            self._holder.stdout.close()
+
+
 def floor(*arguments):
     """The command of a floor (floors.py)."""
     return [PYTHON, "-EsS", BENCH / "floors.py", *map(str, arguments)]
@@ -84,32 +114,37 @@ def floor_result(*arguments):
 
 
 class Server:
-    """A process on a listening socket that it is handed as systemd does it (sd_listen_fds(3)).
+    """A process on listening sockets that it is handed as systemd does it (sd_listen_fds(3)), one for each of `names`.
 
-    `begin` is when it was started; with `ready`, until it answers."""
+    `path` is that of the first; `begin` is when it was started; with `ready`, until it answers."""
 
-    def __init__(self, folder, command, environment=None, ready=True):
-        self.path = str(folder / "api.sock")
+    def __init__(self, folder, command, environment=None, ready=True, names=("api",)):
+        self.path = str(folder / f"{names[0]}.sock")
         self._log = folder / "log"
-        environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "LISTEN_FDS": "1", **(environment or {})}
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(self.path)
-            listener.listen(4096)
+        environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "LISTEN_FDS": str(len(names)),
+                       "LISTEN_FDNAMES": ":".join(names), **(environment or {})}
+        with contextlib.ExitStack() as stack:
+            listeners = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in names]
+            for name, listener in zip(names, listeners, strict=True):
+                listener.bind(str(folder / f"{name}.sock"))
+                listener.listen(4096)
             self.begin = time.perf_counter()
             self.pid = os.fork()
             if not self.pid:
-                self._become(listener.fileno(), [os.fspath(word) for word in command], environment)
+                self._become([listener.fileno() for listener in listeners], [os.fspath(word) for word in command],
+                             environment)
         if ready:
             self.first_answer()
 
-    def _become(self, listener, command, environment):
+    def _become(self, listeners, command, environment):
         """In the child: never returns."""
         try:
             log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             os.dup2(log, 1)
             os.dup2(log, 2)
-            os.dup2(listener, 3)
-            os.set_inheritable(3, True)
+            # Out of the way first, for one may have a number that another is to get.
+            for number, listener in enumerate([fcntl.fcntl(one, fcntl.F_DUPFD, 64) for one in listeners], 3):
+                os.dup2(listener, number)
             os.execve(command[0], command, {**environment, "LISTEN_PID": str(os.getpid())})
         finally:
             os._exit(127)
@@ -216,7 +251,8 @@ class Service(Server):
             environment |= {"TELEGRAM_API_URL": telegram.url, "NOTIFY_DATA_DIR": str(folder),
                             "NOTIFY_SCRIPTS_DIR": str(folder / "scripts"), "NOTIFY_WS_SOCKET": str(folder / "ws"),
                             "NOTIFY_BOT_SOCKET": str(folder / "api.sock")}
-        super().__init__(folder, command, environment, ready)
+        self.folder = folder
+        super().__init__(folder, command, environment, ready, ("api", "web") if kind == "bot" else ("api",))
 
     def messages(self, count, wait):
         """So many requests for a message each, to one chat after another; no two are the same."""

@@ -4,15 +4,17 @@ In every round the service, what it is compared with, and the floor come right a
 neighbour meets all of them; a ratio is the median of the ratios of the rounds.
 """
 
+import contextlib
 import os
 import shutil
 import statistics
 import subprocess
+import sys
 import time
 from collections import namedtuple
 
 import load
-from processes import AS_ANALYST, PYTHON, VENV_PYTHON, Server, Service, Telegram, floor, floor_result
+from processes import AS_ANALYST, PYTHON, VENV_PYTHON, Account, Server, Service, Telegram, floor, floor_result
 
 CLIENTS = (1, 8, 32)
 WAIT_SECONDS = 30
@@ -283,6 +285,42 @@ def _median_latencies(services, count):
     return [statistics.median(found) * 1e3 for found in latencies]
 
 
+def page(plan, place):
+    """A request to the link page, a CGI process each. The floor: Python's start with the same standard modules."""
+    figures = []
+    with Telegram(place, 1) as telegram, Service(place, telegram, "bot") as service, \
+            contextlib.closing(Account(place.new("account"))) as account:
+        for path in ("/api/telegram/status", "/telegram"):
+            environment = {"PATH": os.environ["PATH"], "REQUEST_METHOD": "GET", "PATH_INFO": path, "AUTH_TYPE": "Basic",
+                           "REMOTE_USER": account.name, "NOTIFY_ANALYST_GROUP": account.group, "HTTP_HOST": "x",
+                           "SERVER_NAME": "x", "SERVER_PORT": "80", "SERVER_PROTOCOL": "HTTP/1.1",
+                           "NOTIFY_DATA_DIR": str(service.folder),
+                           "NOTIFY_WEB_SOCKET": str(service.folder / "web.sock")}
+            program = place.modules / "webapp_telegram.py"
+            names = _standard_imports([*account.run, PYTHON, "-EsS", "-X", "importtime", program], environment)
+            code = f"for name in {names}:\n try: __import__(name)\n except ImportError: pass"
+            bare = [*account.run, PYTHON, "-EsSc", code]
+            rounds = [(_milliseconds([*account.run, program], environment), _milliseconds(bare, environment), None)
+                      for _ in range(9 * plan.rounds)]
+            figures.append(figure(f"GET {path}, a process", "ms", rounds, [("floor", 1.5)]))
+    return figures
+
+
+def _standard_imports(command, environment):
+    """What a CGI program has imported of the standard library, or tried to, when it has answered with 200."""
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    if not done.stdout.startswith("Status: 200 "):
+        raise RuntimeError(done.stdout[:2000] + done.stderr[-2000:])
+    names = (line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:"))
+    return sorted({name for name in names if name.partition(".")[0] in sys.stdlib_module_names} - {"sitecustomize"})
+
+
+def _milliseconds(command, environment):
+    begin = time.perf_counter()
+    subprocess.run(command, env=environment, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    return (time.perf_counter() - begin) * 1e3
+
+
 ROWS = {"start": start, "imports": imports, "memory": memory, "cpu": cpu, "latency": latency, "health": health,
-        "burst": burst, "runner": runner, "linked": linked}
+        "burst": burst, "runner": runner, "linked": linked, "page": page}
 

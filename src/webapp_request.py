@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from hmac import compare_digest
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -154,6 +153,7 @@ class Request:
         return token, {"Set-Cookie": f"{self._cookie_name}={token}; Path=/; HttpOnly; SameSite=Strict{secure}"}
 
     def check_form_token(self, token: str) -> None:
+        from hmac import compare_digest  # which loads all of OpenSSL's digests, and only a form needs it
         cookie = self._cookie()
         if not cookie or not compare_digest(cookie.encode(), token.encode("utf-8", "replace")):
             raise Problem(403, "This page was open for too long, or the browser keeps no cookies for it. "
