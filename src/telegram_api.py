@@ -59,8 +59,9 @@ class TelegramAPI:
         self._closed = False
 
     def call(self, method: str, params: dict | None = None, files: dict | None = None,
-             timeout: float = ANSWER_SECONDS):
-        """The `result` of a Bot API method. `files` is `{parameter: (filename, bytes or Path)}`.
+             timeout: float | None = None):
+        """The `result` of a Bot API method. `files` is `{parameter: (filename, bytes or Path)}`. Without a `timeout` an
+        answer is waited for ANSWER_SECONDS.
 
         Raises OSError where a file cannot be read."""
         if files:
@@ -68,7 +69,7 @@ class TelegramAPI:
         else:
             body = json.dumps(params or {}).encode()
             headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
-        connection = self._take(timeout)
+        connection = self._take(ANSWER_SECONDS if timeout is None else timeout)
         try:
             status, headers, data = self._exchange(connection, method, body, headers)
         except BaseException:

@@ -1,10 +1,13 @@
-"""What the client makes of answers that Telegram should not give."""
+"""What is made of answers that Telegram should not give, or gives too late."""
 
 import threading
+import time
+from collections import Counter
 
 import pytest
 
 from lanes import Lanes
+from live import ME, SRC, Bot, Process, Telegram, until
 from telegram_api import TelegramError, _result
 
 
@@ -22,3 +25,61 @@ def test_a_pause_may_be_longer_than_a_lock_can_wait():
     lanes.add(1, "aa", False)
     lanes.pause(float(1 << 62))
     assert 0 < lanes.seconds_to_next(0.0) < threading.TIMEOUT_MAX
+
+
+PATIENCE, LATE = 2, 5
+IMPATIENT = f"""
+import sys
+sys.path.insert(0, {str(SRC)!r})
+import notify_bot
+import telegram_api
+telegram_api.ANSWER_SECONDS = {PATIENCE}
+sys.exit(notify_bot.main([]))
+"""
+
+
+@pytest.fixture
+def telegram(tmp_path):
+    telegram = Telegram(tmp_path)
+    yield telegram
+    assert telegram.stop() == 0
+
+
+@pytest.fixture
+def impatient(tmp_path, telegram):
+    """A bot that waits for an answer for two seconds only."""
+    bot = Bot(tmp_path, telegram.url)
+    bot.users(**{ME: 1})
+    for chat in (1, 2):
+        telegram.person(chat)
+        telegram.control("unblock", chat_id=chat)
+    program = tmp_path / "notify_bot.py"
+    program.write_text(IMPATIENT)
+    bot.process = Process(program, folder=tmp_path, **bot.environment)
+    until(bot.answers, what="the bot answers")
+    bot.settle()
+    yield bot
+    bot.stop()
+    assert "Traceback" not in bot.log
+
+
+@pytest.mark.parametrize("action", ["delay_answer", "delay"])
+def test_an_answer_after_the_timeout(impatient, telegram, action):
+    """The call is made again, once, and is said and counted; the late answer is nobody's; no other chat waits."""
+    telegram.control("faults", action=action, method="sendMessage", chat_id=1, times=1, seconds=LATE)
+    started = time.monotonic()
+    assert impatient.send("first", wait=0).status_code == 202
+    telegram.types(2, "/whoami")
+    telegram.wait_for(2)
+    assert time.monotonic() - started < PATIENCE and "no answer" not in impatient.log
+    until(lambda: "no answer to sendMessage: " in impatient.log)
+    assert PATIENCE <= time.monotonic() - started < LATE
+    assert impatient.send("second", wait=20).status_code == 200
+    until(lambda: time.monotonic() - started > LATE and telegram.texts(1).count("first") == 2)
+    assert impatient.send("third", wait=20).status_code == 200
+    texts = telegram.texts(1)
+    assert Counter(texts) == {"first": 2, "second": 1, "third": 1}
+    assert list(dict.fromkeys(texts)) == ["first", "second", "third"]
+    assert impatient.log.count("it may have been delivered and is sent again") == 1
+    report = impatient.get("/health").json()
+    assert report["ok"] and report["unknown"] == 1 and report["delivered"] == 4
