@@ -7,6 +7,7 @@ from links import Link, Links
 from unixhttp import HTTPProblem
 
 MAX_QUEUED = 200
+MAX_QUEUED_BYTES = 500 << 20  # of pictures: one user alone is not to fill the disk of all
 
 
 def linked(links: Links, user: str) -> Link:
@@ -28,6 +29,9 @@ def with_room(links: Links, delivery, user: str) -> Link:
     link = linked(links, user)
     if delivery.queued(user) >= MAX_QUEUED:
         raise HTTPProblem(429, f"{MAX_QUEUED} messages for '{user}' are queued", {"Retry-After": "60"})
+    if delivery.queued_bytes(user) >= MAX_QUEUED_BYTES:
+        raise HTTPProblem(429, f"{MAX_QUEUED_BYTES >> 20} MiB of pictures for '{user}' are queued",
+                          {"Retry-After": "60"})
     return link
 
 

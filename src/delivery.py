@@ -67,8 +67,8 @@ class Delivery:
         self._work: queue.SimpleQueue = queue.SimpleQueue()
         self._workers: list[threading.Thread] = []
         self._receipts: dict[str, Receipt] = {}
-        self._of_user: dict[str, int] = {}
-        self._queued: dict[str, tuple[float, str | None]] = {}  # since when (monotonic), for whom it counts
+        self._of_user: dict[str, tuple[int, int]] = {}  # how many, and the bytes of their pictures
+        self._queued: dict[str, tuple[float, str | None, int]] = {}  # since when (monotonic), for whom, the bytes
         self._unrecorded: dict[str, tuple[dict, bool]] = {}
         self._scheduler = threading.Thread(target=self._schedule, name="delivery", daemon=True)
         self.problem: str | None = None
@@ -100,12 +100,16 @@ class Delivery:
 
     def queued(self, user: str | None = None) -> int:
         """How many messages are accepted and not delivered, in all or for a user."""
-        return len(self._queued) if user is None else self._of_user.get(user, 0)
+        return len(self._queued) if user is None else self._of_user.get(user, (0, 0))[0]
+
+    def queued_bytes(self, user: str) -> int:
+        """How large the pictures are that wait for a user."""
+        return self._of_user.get(user, (0, 0))[1]
 
     def oldest_age(self) -> float:
         """Seconds since the oldest message of the queue was accepted; 0 when it is empty."""
         with self._changed:
-            oldest = min((since for since, _ in self._queued.values()), default=None)
+            oldest = min((since for since, *_ in self._queued.values()), default=None)
         return 0.0 if oldest is None else time.monotonic() - oldest
 
     def is_alive(self) -> bool:
@@ -152,9 +156,11 @@ class Delivery:
         # The time of day is asked once: set forward by a day, it would make everything that waits too old.
         # A message that was retried by hand is as old as that.
         age = max(0.0, time.time() - entry.get("retried_at", entry["accepted_at"]))
-        self._queued[entry["id"]] = (time.monotonic() - age, user)
+        size = entry["message"].get("photo_size")
+        size = size if type(size) is int else 0
+        self._queued[entry["id"]] = (time.monotonic() - age, user, size)
         if user:
-            self._of_user[user] = self._of_user.get(user, 0) + 1
+            self._count(user, 1, size)
         self._lanes.add(entry["chat_id"], entry["id"], entry["reply"])
 
     def _hand_out(self) -> float:
@@ -408,14 +414,17 @@ class Delivery:
 
     def _forget(self, entry_id: str, outcome: Outcome) -> None:
         with self._changed:
-            _, user = self._queued.pop(entry_id)
+            _, user, size = self._queued.pop(entry_id)
             if user:
-                self._of_user[user] -= 1
-                if not self._of_user[user]:
-                    del self._of_user[user]
+                self._count(user, -1, -size)
             receipt = self._receipts.pop(entry_id, None)
         if receipt:
             receipt.settle(outcome)
+
+    def _count(self, user: str, messages: int, size: int) -> None:
+        count, total = self._of_user.pop(user, (0, 0))
+        if count + messages:
+            self._of_user[user] = count + messages, total + size
 
 
 def _backoff(failures: int) -> float:

@@ -6,6 +6,7 @@ import pwd
 import socket
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -258,6 +259,27 @@ def test_too_many_queued_is_a_429(tmp_path):
         assert bot.send("x", user="bob", wait=0).status_code == 202
     bot.kill()
     assert len(bot.outbox()) in (200, 201)
+
+
+def test_too_many_bytes_of_pictures_are_a_429(tmp_path):
+    """What waits is as an earlier run left it: half a gigabyte would take the test long to send."""
+    bot = Bot(tmp_path, "http://127.0.0.1:9")
+    bot.users(**{ME: CHAT})
+    queue = bot.data / "outbox" / "queue"
+    queue.mkdir(parents=True)
+    for number, size in enumerate((50 << 20, 450 << 20)):
+        (queue / f"{number:020}.photo").write_bytes(png())
+        (queue / f"{number:020}.json").write_text(json.dumps({
+            "id": f"{number:020}", "sequence": number, "accepted_at": time.time(), "chat_id": CHAT, "user": ME,
+            "reply": False, "part": 0, "late_since": None,
+            "message": {"text": "", "photo": "a.png", "photo_size": size}}))
+    bot.start()
+    answer = bot.send("x", wait=0)
+    assert answer.status_code == 429 and "500 MiB" in answer.json()["error"]
+    assert int(answer.headers["Retry-After"]) > 0
+    assert bot.post("/queue/drop", json={"id": f"{0:020}"}).json()["ok"]
+    assert bot.send("x", wait=0).status_code == 202
+    bot.kill()
 
 
 def test_a_corrupt_users_file_is_a_503_and_stays_as_it_is(bot):
