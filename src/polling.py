@@ -39,7 +39,8 @@ class Poller:
         self._stopping = threading.Event()
         self._slots = threading.BoundedSemaphore(MAX_HANDLERS)
         self._thread = threading.Thread(target=self._run, name="polling", daemon=True)
-        self._introduced = False
+        self._at_work: set[str] = set()
+        self._introduced = self._resumed = False
         self._failures = 0
         self._problem_kind: str | None = None
         self.problem: str | None = None
@@ -60,26 +61,41 @@ class Poller:
     def is_alive(self) -> bool:
         return self._thread.is_alive() and time.monotonic() - self.beat < STUCK_SECONDS
 
-    def _run(self) -> None:
-        resumed = False
-        while not self._stopping.is_set():
-            self.beat = time.monotonic()
-            try:
-                if not resumed:
-                    self._resume()
-                    resumed = True
-                self._poll_once()
-            except TelegramUnreachable as error:
-                if not self._stopping.is_set():
-                    self._fail("unreachable", f"Telegram cannot be reached: {error}")
-            except TelegramError as error:
-                self._fail(*_meaning(error), seconds=error.retry_after)
-            except StoreError as error:
-                self._fail("store", str(error))
+    def _run(self, failed: bool = False) -> None:
+        try:
+            if failed:
+                self._fail("error", "polling was ended by an error of the service's own; it goes on")
+            while not self._stopping.is_set():
+                self._go_round()
+        finally:
+            if not self._stopping.is_set():
+                # An error of ours has ended this thread, and is logged; another takes its place, and takes up, too,
+                # what was fetched and is not being handled.
+                self._resumed = False
+                another = threading.Thread(target=self._run, args=(True,), name="polling", daemon=True)
+                another.start()
+                self._thread = another
+
+    def _go_round(self) -> None:
+        self.beat = time.monotonic()
+        try:
+            if not self._resumed:
+                self._resume()
+                self._resumed = True
+            self._poll_once()
+        except TelegramUnreachable as error:
+            if not self._stopping.is_set():
+                self._fail("unreachable", f"Telegram cannot be reached: {error}")
+        except TelegramError as error:
+            self._fail(*_meaning(error), seconds=error.retry_after)
+        except StoreError as error:
+            self._fail("store", str(error))
 
     def _resume(self) -> None:
-        for entry in self._pending(self._store.read()).values():
-            self._spawn(entry["update"], entry.get("started") is True)
+        at_work = set(self._at_work)  # asked first: what ends meanwhile is in the file no more
+        for key, entry in self._pending(self._store.read()).items():
+            if key not in at_work:
+                self._spawn(entry["update"], entry.get("started") is True)
 
     def _poll_once(self) -> None:
         if not self._introduced:
@@ -144,7 +160,13 @@ class Poller:
     def _spawn(self, update: dict, interrupted: bool) -> None:
         while not self._slots.acquire(timeout=1):
             self.beat = time.monotonic()  # each handler comes to an end, and a slot becomes free
-        threading.Thread(target=self._handle, args=(update, interrupted), name="update", daemon=True).start()
+        key = str(update.get("update_id"))
+        try:
+            self._at_work.add(key)
+            threading.Thread(target=self._handle, args=(update, interrupted), name="update", daemon=True).start()
+        except BaseException:
+            self._leave(key)
+            raise
 
     def _handle(self, update: dict, interrupted: bool) -> None:
         try:
@@ -156,7 +178,11 @@ class Poller:
             log.error("update %s was not handled: %s", update.get("update_id"), error)
         finally:
             self._forget(update)
-            self._slots.release()
+            self._leave(str(update.get("update_id")))
+
+    def _leave(self, key: str) -> None:
+        self._at_work.discard(key)
+        self._slots.release()
 
     def _forget(self, update: dict) -> None:
         try:
