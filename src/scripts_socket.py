@@ -13,6 +13,10 @@ CONNECT_SECONDS = 10
 LIST_SECONDS = 20
 RUN_SECONDS = 90  # a script has 60, and its service has to start
 MAX_ANSWER_BYTES = 6 << 20  # 1 MiB of output, every byte of it escaped
+# A list has 1001 scripts at the most and a bracket for each. Of `[],` and `{},` alone it would take a hundred times
+# its size in memory.
+MAX_LIST_BYTES = 2 << 20
+MAX_LIST_BRACKETS = 20_000
 MAX_DESCRIPTORS = 2
 
 
@@ -57,7 +61,11 @@ def _exchange(path: Path, request: dict, seconds: float, descriptors: list[int])
             connection.settimeout(CONNECT_SECONDS)
             connection.connect(os.fspath(path))
             connection.sendall(json.dumps(request).encode() + b"\n")
-            answer = json.loads(_line(connection, descriptors, deadline))
+            is_list = request["do"] == "list"
+            data = _line(connection, descriptors, deadline, MAX_LIST_BYTES if is_list else MAX_ANSWER_BYTES)
+            if is_list and data.count(b"[") + data.count(b"{") > MAX_LIST_BRACKETS:
+                raise ValueError("the answer has too much in it")
+            answer = json.loads(data)
         except (FileNotFoundError, PermissionError, ConnectionRefusedError):
             raise ScriptsError("scripts cannot be reached from the chat: ask your administrator for "
                                "notify-add-analyst") from None
@@ -70,7 +78,7 @@ def _exchange(path: Path, request: dict, seconds: float, descriptors: list[int])
     return answer
 
 
-def _line(connection: socket.socket, descriptors: list[int], deadline: float) -> bytes:
+def _line(connection: socket.socket, descriptors: list[int], deadline: float, most: int) -> bytes:
     """One line. The deadline is for all of it: whoever answers is not trusted to come to an end."""
     data = bytearray()
     while not data.endswith(b"\n"):
@@ -84,6 +92,6 @@ def _line(connection: socket.socket, descriptors: list[int], deadline: float) ->
         if not piece:
             break
         data += piece
-        if len(data) > MAX_ANSWER_BYTES or len(descriptors) > MAX_DESCRIPTORS:
+        if len(data) > most or len(descriptors) > MAX_DESCRIPTORS:
             raise ValueError("the answer is too long")
     return bytes(data)

@@ -3,12 +3,14 @@
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -110,6 +112,14 @@ def test_owners_account_is_not_trusted_with_what_it_answers(bot, scripts):
     assert len(script.pop("problem")) == 300
     assert script == {"name": "\udc80.py", "schedule": None, "last_run": None, "last_sent": None, "next_run": None,
                       "running": False, "can_run": True}
+
+
+@pytest.mark.parametrize(("script", "count"), [(b"{}", 600_000), (b"[]", 600_000), (b'""', 900_000)])
+def test_owners_account_cannot_fill_the_memory_of_the_bot(bot, scripts, script, count):
+    scripts.answers.append((b'{"ok": true, "scripts": [' + b",".join([script] * count) + b"]}\n",))
+    assert "there was no answer" in bot.card()["scripts_error"]
+    peak = re.search(r"VmHWM:\s+([0-9]+) kB", Path(f"/proc/{bot.process.pid}/status").read_text())
+    assert int(peak[1]) < 80 << 10
 
 
 def test_run_brings_the_result_into_the_chat(bot, telegram, linked, scripts):  # noqa: F811
