@@ -74,11 +74,14 @@ class Links:
         return _valid_entry(self._codes.read(), code, time.time() if now is None else now)
 
     def redeem(self, code: str, user: str, now: float | None = None) -> int:
-        """Link `user` to the chat behind `code` and use the code up, in one locked section. Raises LinkError."""
+        """Link `user` to the chat behind `code` and use the code up, in one locked section. Raises LinkError.
+
+        It ends the link of another login that the chat has got since it was given the code."""
         now = time.time() if now is None else now
         with self._codes.update() as codes:
             entry = _valid_entry(codes, code, now)
             with self._users.update() as users:
+                _free_chat(users, entry["chat_id"], user)
                 _put(users, user, entry["chat_id"], str(entry.get("chat_name", "")), now)
             del codes[code]
         return entry["chat_id"]
@@ -88,9 +91,7 @@ class Links:
 
         A link that is there already stays as it is: it is not news."""
         with self._users.update() as users:
-            for other in [other for other, record in users.items()
-                          if other != user and _is_record(record) and record["chat_id"] == chat_id]:
-                del users[other]
+            _free_chat(users, chat_id, user)
             record = users.get(user)
             if not _is_record(record) or record["chat_id"] != chat_id or record.get("blocked"):
                 _put(users, user, chat_id, chat_name, now)
@@ -147,6 +148,13 @@ def _make_index(document: dict) -> tuple[dict[str, Link], dict[int, Link]]:
         if other is None or other.linked_at <= link.linked_at:
             by_chat[link.chat_id] = link
     return by_user, by_chat
+
+
+def _free_chat(users: dict, chat_id: int, user: str) -> None:
+    """A chat has one login: take the chat from all but `user`."""
+    for other in [other for other, record in users.items()
+                  if other != user and _is_record(record) and record["chat_id"] == chat_id]:
+        del users[other]
 
 
 def _put(users: dict, user: str, chat_id: int, chat_name: str, now: float) -> None:

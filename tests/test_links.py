@@ -42,6 +42,13 @@ def test_a_code_links_once(store):
     assert store.of_user("mallory") is None
 
 
+def test_a_chat_has_one_login_also_where_it_was_linked_since_it_got_its_code(store):
+    code = store.create_code(42, "Jana")
+    store.link("bob", 42, "Jana", now=1_000_000)
+    store.redeem(code, "alice")
+    assert {user: link.chat_id for user, link in store.all().items()} == {"alice": 42}
+
+
 def test_a_code_expires_after_ten_minutes(store):
     code = store.create_code(42, "Jana", now=1_000_000)
     assert store.peek(code, now=1_000_599)["chat_id"] == 42
