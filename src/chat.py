@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+import unicodedata
 
 from invites import InviteError, Invites
 from jsonstore import StoreError
@@ -26,6 +27,8 @@ from turns import Turns
 log = logging.getLogger("chat")
 
 MAX_AT_WORK_PER_CHAT = 4
+_AT_SIGNS = "@\N{SMALL COMMERCIAL AT}\N{FULLWIDTH COMMERCIAL AT}"
+_TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # Unicode Annex 9
 _COMMAND = re.compile(r"/([A-Za-z0-9_]{1,32})(?:@([A-Za-z0-9_]+))?(?:\s|$)")
 
 COMMANDS = {
@@ -331,8 +334,10 @@ def _event(update: dict, begin) -> _Event | None:
 
 
 def _person(chat: dict) -> str:
-    """`Jana (@jana)`, as the link page shows whom a code belongs to."""
+    """`Jana (@jana)`, as the link page shows whom a code belongs to. Telegram knows nobody else as @jana, and anybody
+    may be called anything, so a name shows neither that sign nor what turns the text around it."""
     name = " ".join(str(chat[part]) for part in ("first_name", "last_name") if chat.get(part))
+    name = "".join(char for char in name if char not in _AT_SIGNS and unicodedata.bidirectional(char) not in _TURNS)
     username = f"@{chat['username']}" if chat.get("username") else ""
     if name and username:
         return f"{name} ({username})"

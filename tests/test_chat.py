@@ -113,6 +113,15 @@ def test_a_new_code_voids_the_older_one(bot, telegram, chat_id):
     assert store.peek(new)["chat_name"] == f"Jana (@jana{chat_id})"
 
 
+@pytest.mark.parametrize(("name", "shown"), [
+    ("Jana (@jana)", "Jana (jana)"), ("Jana (\uff20jana)", "Jana (jana)"), ("\u202e)anaj@( anaJ\u2069", ")anaj( anaJ"),
+    ("@\u202e", "chat {}"), ("\u05d9\u05e0\u05d4 👩\u200d🔬", "\u05d9\u05e0\u05d4 👩\u200d🔬")])
+def test_a_name_does_not_pass_for_somebody_s_username(bot, telegram, chat_id, name, shown):
+    telegram.person(chat_id, name)
+    code = code_in(ask(telegram, chat_id, "/start")[0])
+    assert links.Links(bot.data).peek(code)["chat_name"] == shown.format(chat_id)
+
+
 @pytest.mark.parametrize("text", ["hello", "start", "/unknown", "/", "/ start", "/start@SomeOtherBot", "😀" * 100])
 def test_anything_else_is_pointed_at_start(bot, telegram, chat_id, text):
     assert ask(telegram, chat_id, text)[0]["text"] == "Use /start to link your account."
