@@ -8,6 +8,7 @@ to see its own scripts, to run one, a sample to its own chat, an invite for itse
 from __future__ import annotations
 
 import json
+import logging
 import re
 import secrets
 
@@ -23,12 +24,16 @@ from scripts_socket import ScriptsError, list_scripts
 from turns import Turns
 from unixhttp import Handler, HTTPProblem, Server
 
+log = logging.getLogger("webapi")
+
 MAX_REQUEST_BYTES = 4096
-# Some web servers run four programs at once, so nobody may hold up more of them.
+# Some web servers run eight programs at once, so nobody may hold up many of them.
 MAX_LISTINGS_PER_USER = 2
 MAX_TESTS_PER_USER = 1
 LIST_SECONDS = 8  # somebody waits for the page
 TEST_SECONDS = 5
+FILES = ("The service cannot read or write its own files now. Try again in a minute; if it stays so, the administrator "
+         "finds the reason in the journal of notify-bot.service.")
 _USER = r"[A-Za-z_][A-Za-z0-9._-]{0,31}"
 
 
@@ -131,12 +136,25 @@ def post_invite(handler: Handler) -> None:
     _answer(handler, 200, url=f"https://t.me/{context.chat.username}?start={payload}", expires=expires)
 
 
+def _for_a_person(post):
+    """The same route, with an answer that names no file: it is shown to whoever is logged in."""
+    def route(handler: Handler) -> None:
+        try:
+            post(handler)
+        except HTTPProblem as problem:
+            if not isinstance(problem.__cause__, (StoreError, OutboxError, OSError)):
+                raise
+            log.error("%s", problem)
+            raise HTTPProblem(problem.status, FILES, problem.headers) from problem
+    return route
+
+
 class WebHandler(Handler):
     """The routes of the web server's socket."""
 
     server_version = "notify-bot"
-    routes = {"/card": {"POST": post_card}, "/run": {"POST": post_run}, "/test": {"POST": post_test},
-              "/invite": {"POST": post_invite}}
+    routes = {path: {"POST": _for_a_person(post)} for path, post in (
+        ("/card", post_card), ("/run", post_run), ("/test", post_test), ("/invite", post_invite))}
 
 
 class WebServer(Server):

@@ -266,6 +266,7 @@ def test_an_unreadable_store_is_told_to_page_and_person(bot, telegram, chat_id):
     payload_for(bot, "alice")
     (bot.data / "invites.json").write_text("{")
     status, answer = bot.web("/invite", user="alice")
-    assert status == 503 and "invites.json is not valid JSON" in answer["error"]
+    assert status == 503 and "journal" in answer["error"] and "json" not in answer["error"].lower()
+    assert "invites.json is not valid JSON" in bot.log
     assert "administrator" in opens(telegram, chat_id, "A" * 32)["text"]
     assert (bot.data / "invites.json").read_text() == "{"

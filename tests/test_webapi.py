@@ -150,7 +150,10 @@ def test_what_cannot_be_run_is_refused_with_the_reason(bot, telegram, linked, sc
     status, answer = bot.web("/run", user="alice", name="a.py")
     assert status == 409 and "was blocked" in answer["error"]
     (bot.data / "telegram_users.json").write_text("{")
-    assert bot.web("/run", user="alice", name="a.py")[0] == 503
+    for path in ("/run", "/test"):
+        status, answer = bot.web(path, user="alice", name="a.py")
+        assert status == 503 and bot.retry_after and str(bot.data) not in answer["error"]
+    assert "telegram_users.json is not valid JSON" in bot.log
     assert [request["do"] for request in scripts.requests] == ["list"] * 3
 
 
@@ -444,7 +447,7 @@ def test_recent_asked_again_reads_only_what_is_new(outbox, monkeypatch):
 def test_an_outbox_that_cannot_be_read_is_said(bot, linked):
     (bot.data / "outbox/sent").rename(bot.data / "outbox/away")
     status, answer = bot.web("/card", user="alice")
-    assert status == 503 and bot.retry_after and "outbox" in answer["error"]
+    assert status == 503 and bot.retry_after and "journal" in answer["error"] and "outbox cannot be read" in bot.log
     (bot.data / "outbox/away").rename(bot.data / "outbox/sent")
     assert bot.card()["ok"]
 
