@@ -301,7 +301,6 @@ class Chat:
             log.error("chat %d gets no answer: %s", event.chat_id, error)
 
 
-
 class _Event:
     """One update: where it happened, and how to answer it once."""
 
