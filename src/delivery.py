@@ -185,8 +185,12 @@ class Delivery:
     def _hire(self) -> None:
         if len(self._workers) < len(self._lanes.under_way):
             worker = threading.Thread(target=self._work_on, name=f"delivery-{len(self._workers)}", daemon=True)
-            worker.start()
-            self._workers.append(worker)
+            try:
+                worker.start()
+            except RuntimeError as error:  # no thread is to be had now; whoever comes next asks again
+                log.error("delivery: %s; %d work", error, len(self._workers))
+            else:
+                self._workers.append(worker)
 
     def _work_on(self) -> None:
         lane = None

@@ -261,7 +261,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def problem(self, status: int, message: str, headers: dict | None = None, close: bool = False):
         if close:
             self.close_connection = True
-        log.info("refused uid %d: %d %s", self.peer.uid, status, message)
+        # Who is told to come back later does, and may do so many times a second.
+        level = logging.DEBUG if status == 429 else logging.INFO
+        log.log(level, "refused uid %d: %d %s", self.peer.uid, status, message)
         self.answer(status, {"ok": False, "error": message}, headers)
 
     def send_error(self, code, message=None, explain=None):

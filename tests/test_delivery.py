@@ -3,12 +3,13 @@
 import json
 import os
 import re
+import subprocess
 import time
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from live import ME, TOKEN, Bot, Telegram, until
+from live import ME, PYTHON, SRC, TOKEN, Bot, Telegram, until
 
 
 @pytest.fixture
@@ -257,3 +258,36 @@ def test_metrics_are_what_prometheus_reads(bot, telegram):
     assert values["notify_bot_delivery_seconds_count"] == values["notify_bot_delivered_total"]
     buckets = [sample.value for sample in families["notify_bot_delivery_seconds"].samples if sample.labels]
     assert buckets == sorted(buckets) and buckets[-1] == values["notify_bot_delivery_seconds_count"]
+
+
+NO_THREAD = """
+import pathlib, sys, threading
+sys.path.insert(0, sys.argv[1])
+from delivery import Delivery, Recipients
+from metrics import Metrics
+from outbox import Outbox
+
+class Telegram:
+    def call(self, method, params, files=None):
+        pass
+
+start, refused = threading.Thread.start, []
+
+def start_but_the_first_worker(thread):
+    if thread.name.startswith("delivery-") and not refused:
+        refused.append(thread)
+        raise RuntimeError("can't start new thread")
+    start(thread)
+
+threading.Thread.start = start_but_the_first_worker
+outbox = Outbox(pathlib.Path(sys.argv[2]))
+delivery = Delivery(outbox, Telegram(), Recipients(), Metrics(), 86400)
+delivery.start()
+receipts = [delivery.submit(outbox.add(str(chat), {"chat_id": chat, "message": {"text": "m"}})) for chat in (1, 2)]
+assert [receipt.wait(10).status for receipt in receipts] == [200, 200] and refused
+"""
+
+
+def test_a_worker_that_cannot_be_had_is_asked_for_again(tmp_path):
+    done = subprocess.run([PYTHON, "-c", NO_THREAD, SRC, tmp_path / "outbox"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

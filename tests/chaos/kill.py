@@ -114,11 +114,10 @@ def through_line(bot):
     """Put a line between the bot, which is not yet started, and Telegram."""
     line = Line(bot.environment["TELEGRAM_API_URL"])
     bot.environment["TELEGRAM_API_URL"] = line.url
-    try:
+    with contextlib.ExitStack() as ends:
+        ends.callback(line.cut)
+        ends.callback(bot.stop)
         yield line
-    finally:
-        bot.stop()
-        line.cut()
 
 
 def interrupt(bot, line, chance):
