@@ -289,5 +289,6 @@ assert [receipt.wait(10).status for receipt in receipts] == [200, 200] and refus
 
 
 def test_a_worker_that_cannot_be_had_is_asked_for_again(tmp_path):
-    done = subprocess.run([PYTHON, "-c", NO_THREAD, SRC, tmp_path / "outbox"], capture_output=True, text=True, timeout=60)
+    command = [PYTHON, "-c", NO_THREAD, SRC, tmp_path / "outbox"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
