@@ -100,6 +100,13 @@ class Chat:
                            "What your scripts find arrives here.\n\n"
                            "/status shows your scripts, /test a sample, /help the rest.")
 
+    def tell_of_move(self, link: Link) -> None:
+        """Say in the chat that a login had before that it has another: that may be a theft. Raises OutboxError."""
+        site, name = escape(self._settings.site_name), escape(link.name or "another chat")
+        self._replies.tell(f"moved:{link.user}:{link.previous}:{link.linked_at}", link.previous,
+                           f"What is for `{link.user}` on {site} goes to {name} now, and no longer here. If that was "
+                           "not you, link this chat again and tell the administrator.")
+
     def tell_of_expired(self, link: Link | None, count: int) -> None:
         """Say that messages were given up. Raises OutboxError."""
         if link:

@@ -26,9 +26,10 @@ class LinkError(Exception):
 
 
 class Link:
-    """One link as it is on disk: `chat_id`, `linked_at` (ISO 8601, UTC), `blocked` (a reason, or None)."""
+    """One link as it is on disk: `chat_id`, `linked_at` (ISO 8601, UTC), `blocked` (a reason, or None), and the chat
+    that it took the place of (`previous`, or None)."""
 
-    __slots__ = ("user", "chat_id", "linked_at", "blocked", "welcomed", "name")
+    __slots__ = ("user", "chat_id", "linked_at", "blocked", "welcomed", "name", "previous")
 
     def __init__(self, user: str, record: dict):
         self.user = user
@@ -37,6 +38,8 @@ class Link:
         self.blocked = record.get("blocked")
         self.welcomed = "welcomed_at" in record
         self.name = str(record.get("chat_name", ""))
+        previous = record.get("previous_chat_id")
+        self.previous = previous if type(previous) is int else None
 
 
 class Links:
@@ -160,8 +163,10 @@ def _free_chat(users: dict, chat_id: int, user: str) -> None:
 def _put(users: dict, user: str, chat_id: int, chat_name: str, now: float) -> None:
     """A new link. What other software keeps with it stays; what was known of the old chat goes."""
     old = users[user] if isinstance(users.get(user), dict) else {}
-    kept = {name: value for name, value in old.items() if name not in ("blocked", "welcomed_at")}
+    kept = {name: value for name, value in old.items() if name not in ("blocked", "welcomed_at", "previous_chat_id")}
     users[user] = kept | {"chat_id": chat_id, "linked_at": _iso(now), "chat_name": chat_name}
+    if _is_record(old) and old["chat_id"] != chat_id and not old.get("blocked"):
+        users[user]["previous_chat_id"] = old["chat_id"]
 
 
 def _is_record(record) -> bool:

@@ -125,6 +125,8 @@ class Welcomer:
             for link in self._links.to_welcome(time.time()):
                 log.info("%s is linked to chat %d", link.user, link.chat_id)
                 self._chat.welcome(link)
+                if link.previous is not None:
+                    self._chat.tell_of_move(link)
                 self._links.mark_welcomed(link, time.time())
             self._seen, self._problem = links, ""
         except (StoreError, OutboxError) as error:

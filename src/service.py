@@ -175,6 +175,13 @@ class _Copy(logging.FileHandler):
     def __init__(self, path: Path):
         super().__init__(path, encoding="utf-8", errors="backslashreplace")
 
+    def _open(self):
+        """For its owner and root alone: the folder may be shared with the web server."""
+        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        if os.fstat(descriptor).st_uid == os.geteuid():
+            os.fchmod(descriptor, 0o600)
+        return open(descriptor, "a", encoding=self.encoding, errors=self.errors)
+
     def emit(self, record):
         super().emit(record)
         try:

@@ -85,6 +85,12 @@ function showChoices(choices) {
   $(choices ? "#code" : "#yes").focus();
 }
 
+function expire() {
+  $("#invited").replaceChildren();
+  $("#press").hidden = false;
+  say("The link was not used within ten minutes. Make a new one.");
+}
+
 // What each form does beyond its request; `fields` are what it sends.
 const actions = {
   async check(fields) {
@@ -109,7 +115,7 @@ const actions = {
     content.focus();
   },
   async invite() {
-    const { url, qr } = await api("invite", {});
+    const { url, expires, qr } = await api("invite", {});
     const part = document.importNode($("#invite-part").content, true);
     part.querySelector("#invite-link").href = url;
     if (qr) {
@@ -120,7 +126,9 @@ const actions = {
     $("#press").hidden = true;
     since = Date.now();
     say("");
-    $("#invite-link").focus();
+    const link = $("#invite-link");
+    link.focus();
+    setTimeout(() => link.isConnected && expire(), expires * 1000 - Date.now());
   },
   async test() {
     say((await api("test", {})).message);

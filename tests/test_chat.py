@@ -43,6 +43,7 @@ def bot(tmp_path, telegram):
     bot.stop()
     assert "Traceback" not in bot.log
     assert TOKEN not in bot.log and TOKEN not in (bot.data / "bot.log").read_text()
+    assert (bot.data / "bot.log").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.fixture
@@ -90,6 +91,18 @@ def test_from_start_to_a_link_and_back(bot, telegram, chat_id):
     until(lambda: any(text.startswith("Unlinked.") for text in telegram.texts(chat_id)))
     assert links.Links(bot.data).of_user("alice") is None
     assert "Use /start to link" in ask(telegram, chat_id, "/stop")[0]["text"]
+
+
+def test_a_chat_that_loses_its_login_to_another_is_told(bot, telegram, chat_id):
+    links.Links(bot.data).redeem(code_in(ask(telegram, chat_id, "/start")[0]), "alice")
+    until(lambda: any("now linked" in text for text in telegram.texts(chat_id)))
+    other = next(CHATS)
+    telegram.person(other, "Mallory", "mallory")
+    links.Links(bot.data).redeem(code_in(ask(telegram, other, "/start")[0]), "alice")
+    until(lambda: any("What is for alice" in text and "goes to Mallory (@mallory) now" in text
+                      for text in telegram.texts(chat_id)))
+    bot.settle()
+    assert not any("no longer here" in text for text in telegram.texts(other))
 
 
 def test_a_link_is_welcomed_once_even_over_a_restart(bot, telegram, chat_id):
