@@ -75,7 +75,8 @@ class Browser:
 
     def click(self, selector):
         self.person += THINK + POINT + CLICK
-        self.shown(selector).click()
+        # The card may be made anew between the two; what is gone was not clicked.
+        self._until(lambda: self.shown(selector).click() or True, 10, f"{selector} can be clicked")
 
     def type(self, selector, *keys):
         self.person += THINK + POINT + CLICK
@@ -104,7 +105,8 @@ class Browser:
         raise AssertionError(f"#{identity} cannot be reached by Tab")
 
     def focus(self):
-        return self.driver.switch_to.active_element.get_attribute("id")
+        """The id of what has it, asked in one go: between two the card may be made anew."""
+        return self.driver.execute_script("return document.activeElement?.id || ''")
 
     def shown(self, selector, seconds=10):
         """The first element of that selector that can be seen."""
