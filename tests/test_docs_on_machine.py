@@ -20,7 +20,7 @@ Environment=TELEGRAM_API_URL=http://127.0.0.1:{SANDBOX_PORT}
 EDITOR = "/usr/local/sbin/test-editor"
 # Documents name these, and this machine has no need of them.
 OPTIONAL = {"/opt/data-analyst/.env", "/run/ws-gateway/ws.sock", "/data/notifications/bot.sock", "~/.venv/bin/python",
-            "~/.notifications/unsent/"}
+            "~/.notifications/unsent/", "/data/notifications/link_guesses.json"}
 
 
 @pytest.fixture(scope="module")
