@@ -53,7 +53,9 @@ def test_leak_fails_the_test(tmp_path, kind):
 @pytest.mark.root
 def test_machine_goes_with_the_tests(tmp_path, number):
     (tmp_path / "test_machine_is_up.py").write_text(MACHINE)
-    process = subprocess.Popen(pytest_command("test_machine_is_up.py"), cwd=tmp_path, env=environment(),
+    # Whoever runs this in the background of a shell ignores SIGINT, and so would its children.
+    command = ["env", "--default-signal=INT", *pytest_command("test_machine_is_up.py")]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment(),
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         until((tmp_path / "ready").exists, 240, "the machine is up")

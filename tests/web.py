@@ -36,11 +36,12 @@ class Chats(Telegram):
                      f"{part!r} arrives in chat {chat_id}")
 
     def code(self, chat_id):
-        """The code that the bot gives for a /start."""
+        """The code that the bot gives for a /start; what it has to say of something else may come before."""
         count = len(self.messages(chat_id))
         self.types(chat_id, "/start")
-        self.wait_for(chat_id, count + 1)
-        return re.search(r"\b[0-9]{6}\b", self.texts(chat_id)[-1])[0]
+        found = until(lambda: re.search(r"Your code is ([0-9]{6})\b", "\n".join(self.texts(chat_id)[count:])), 20,
+                      f"a code arrives in chat {chat_id}")
+        return found[1]
 
     def press(self, chat_id, label):
         """Press the button with that label under the newest message that has one."""
