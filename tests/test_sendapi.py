@@ -3,6 +3,7 @@
 import json
 import os
 import pwd
+import re
 import socket
 import subprocess
 import threading
@@ -365,17 +366,29 @@ def test_the_token_is_in_no_process_list_and_no_child(bot):
     assert TOKEN.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
+def whole_request(connection):
+    """Head and body, which may come in pieces."""
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += connection.recv(65536)
+    head, _, body = received.partition(b"\r\n\r\n")
+    length = int(re.search(rb"(?i)^content-length: ([0-9]+)", head, re.M)[1])
+    while len(body) < length:
+        body += connection.recv(65536)
+    return head, body
+
+
 def test_the_gateway_gets_what_was_delivered_and_cannot_harm(bot, telegram):
-    received = []
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(bot.folder / "ws.sock"))
         listener.listen()
+        listener.settimeout(10)
         assert bot.send("*for* the desktop", title="T", script="s.py").status_code == 200
         connection, _ = listener.accept()
         with connection:
-            received = connection.recv(65536)
+            connection.settimeout(10)
+            head, body = whole_request(connection)
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-        head, _, body = received.partition(b"\r\n\r\n")
         assert head.startswith(b"POST /dispatch HTTP/1.1\r\n")
         dispatched = json.loads(body)
         notification = dispatched["notification"]
