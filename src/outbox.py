@@ -30,6 +30,7 @@ from pathlib import Path
 from types import NoneType
 
 from jsonstore import sync_directory, write_atomic
+from receipt import Receipt
 
 log = logging.getLogger("outbox")
 
@@ -263,7 +264,7 @@ class _Names:
     def __init__(self, folder: Path):
         self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._syncing, self._joining = threading.Lock(), threading.Lock()
-        self._next: _Sync | None = None
+        self._next: Receipt | None = None
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -274,34 +275,22 @@ class _Names:
         with self._joining:
             shared, is_first = self._next, self._next is None
             if is_first:
-                shared = self._next = _Sync()
+                shared = self._next = Receipt()
         if is_first:
             self._sync_for(shared)
-        else:
-            with shared.under_way:
-                pass
-        if shared.error:
-            raise OSError(*shared.error.args)
+        if error := shared.wait():
+            raise OSError(*error.args)
 
-    def _sync_for(self, shared: _Sync) -> None:
+    def _sync_for(self, shared: Receipt) -> None:
         with self._syncing:
             with self._joining:
                 self._next = None
+            error = None
             try:
                 os.fsync(self._descriptor)
-            except OSError as error:
-                shared.error = error
-            finally:
-                shared.under_way.release()
-
-
-class _Sync:
-    __slots__ = ("error", "under_way")
-
-    def __init__(self):
-        self.under_way = threading.Lock()
-        self.under_way.acquire()
-        self.error: OSError | None = None
+            except OSError as found:
+                error = found
+            shared.settle(error)
 
 
 def _lock_once(path: Path) -> int:

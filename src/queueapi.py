@@ -6,7 +6,6 @@ says is not shown.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 
@@ -28,7 +27,7 @@ def get_queue(handler: Handler) -> None:
 def post_retry(handler: Handler) -> None:
     """POST /queue/retry `{"id"}` or `{"all": true}`: what failed is queued again; `retried` has the IDs."""
     _check(handler)
-    request, context = _request(handler), handler.server.context
+    request, context = handler.json_object(MAX_REQUEST_BYTES), handler.server.context
     wanted = ([entry["id"] for state, entry in _listing(handler) if state == "failed"]
               if request.get("all") is True else [_id(request)])
     for entry_id in wanted:
@@ -44,7 +43,7 @@ def post_retry(handler: Handler) -> None:
 def post_drop(handler: Handler) -> None:
     """POST /queue/drop `{"id"}`: a queued or failed message is removed."""
     _check(handler)
-    context, entry_id = handler.server.context, _id(_request(handler))
+    context, entry_id = handler.server.context, _id(handler.json_object(MAX_REQUEST_BYTES))
     try:
         dropped = _drop(context, entry_id)
     except OSError as error:
@@ -76,16 +75,6 @@ def _listing(handler: Handler) -> list:
         return handler.server.context.outbox.listing()
     except OSError as error:
         raise HTTPProblem(503, f"the outbox cannot be read: {error.strerror}", {"Retry-After": "30"}) from error
-
-
-def _request(handler: Handler) -> dict:
-    try:
-        request = json.loads(handler.body(MAX_REQUEST_BYTES))
-    except (ValueError, RecursionError):
-        request = None
-    if not isinstance(request, dict):
-        raise HTTPProblem(400, "the body is not a JSON object")
-    return request
 
 
 def _id(request: dict) -> str:

@@ -16,21 +16,21 @@ class Outcome:
 
 
 class Receipt:
-    """By which to wait for what becomes of a message."""
+    """By which many threads may wait for what becomes of something: a message's Outcome, the error of a sync."""
 
     __slots__ = ("_settled", "_outcome")
 
     def __init__(self):
         self._settled = threading.Lock()
         self._settled.acquire()
-        self._outcome: Outcome | None = None
+        self._outcome = None
 
-    def wait(self, seconds: float) -> Outcome | None:
-        """The outcome, None when there is none within `seconds`."""
+    def wait(self, seconds: float = -1):
+        """The outcome, None when there is none within `seconds`; as long as it takes without them."""
         if self._settled.acquire(timeout=seconds):
             self._settled.release()
         return self._outcome
 
-    def settle(self, outcome: Outcome | None) -> None:
+    def settle(self, outcome) -> None:
         self._outcome = outcome
         self._settled.release()

@@ -13,7 +13,6 @@ import os
 import pwd
 import stat
 import tempfile
-import threading
 import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -34,8 +33,6 @@ DEFAULT_WAIT_SECONDS = 20
 MAX_BUTTONS = 100
 MAX_KEY = 200
 TRUSTED_GROUP = "data-ops"
-# JSON may take thirty times its size while it is an object, so few are parsed at a time.
-_PARSING = threading.Semaphore(2)
 
 
 class Context:
@@ -51,7 +48,7 @@ class Context:
 
 def post_send(handler: Handler) -> None:
     """POST /send, JSON."""
-    fields = _json(handler)
+    fields = handler.json_object(MAX_JSON_BYTES)
     user, message, options = _recipient(handler.peer, fields), _message(fields, "text"), _options(fields)
     del fields  # whatever else was in it would stay in memory while the caller waits
     if not message["text"] and not message.get("title"):
@@ -70,7 +67,7 @@ def post_send_photo(handler: Handler) -> None:
             if multipart.is_form(handler.headers.get("Content-Type", "")):
                 fields, name = _form(handler, file)
             else:
-                fields = _json(handler)
+                fields = handler.json_object(MAX_JSON_BYTES)
                 name = _copy_photo(handler.peer, fields, file)
             user, message, options = _recipient(handler.peer, fields), _message(fields, "caption"), _options(fields)
             del fields
@@ -175,18 +172,6 @@ def _trusted_gid() -> int | None:
         return grp.getgrnam(TRUSTED_GROUP).gr_gid
     except KeyError:
         return None
-
-
-def _json(handler: Handler) -> dict:
-    data = handler.body(MAX_JSON_BYTES)
-    try:
-        with _PARSING:
-            fields = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise HTTPProblem(400, f"the body is not JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise HTTPProblem(400, "the body is not a JSON object")
-    return fields
 
 
 def _form(handler: Handler, file) -> tuple[dict, str]:

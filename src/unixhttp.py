@@ -39,7 +39,8 @@ LINGER_SECONDS = 2
 FRESH_SECONDS = 1
 SO_PEERGROUPS = 59  # <asm-generic/socket.h>; the socket module has no name for it
 
-
+# JSON may take thirty times its size while it is an object, so few are parsed at a time.
+_PARSING = threading.Semaphore(2)
 _FRESH, _SERVING, _IDLE = "fresh", "serving", "idle"
 
 
@@ -236,6 +237,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 raise ConnectionResetError("the body ended early")
             self.unread -= len(data)
             yield data
+
+    def json_object(self, limit: int) -> dict:
+        """The JSON object that the body is; 400 where it is none."""
+        data = self.body(limit)
+        try:
+            with _PARSING:
+                document = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise HTTPProblem(400, f"the body is not JSON: {error}") from None
+        if not isinstance(document, dict):
+            raise HTTPProblem(400, "the body is not a JSON object")
+        return document
 
     def handle_expect_100(self):
         self._expects_continue = True  # said when the body is read, so not before a refusal

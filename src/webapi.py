@@ -58,7 +58,7 @@ class Context:
 
 def post_card(handler: Handler) -> None:
     """POST /card `{"user"}`: what the page shows of a login, see docs/telegram_bot.md."""
-    user = _user(_request(handler))
+    user = _user(handler.json_object(MAX_REQUEST_BYTES))
     context: Context = handler.server.context
     scripts, scripts_error = [], None
     try:
@@ -76,7 +76,7 @@ def post_card(handler: Handler) -> None:
 
 def post_run(handler: Handler) -> None:
     """POST /run `{"user", "name"}`: run a script of the login; what comes of it arrives in the chat."""
-    fields = _request(handler)
+    fields = handler.json_object(MAX_REQUEST_BYTES)
     user, name = _user(fields), fields.get("name")
     if not isinstance(name, str):
         raise HTTPProblem(400, "name must be a string")
@@ -100,7 +100,7 @@ def post_run(handler: Handler) -> None:
 
 def post_test(handler: Handler) -> None:
     """POST /test `{"user"}`: the sample notification, on the way that every notification takes."""
-    user = _user(_request(handler))
+    user = _user(handler.json_object(MAX_REQUEST_BYTES))
     context: Context = handler.server.context
     link = with_room(context.links, context.delivery, user)
     key = f"test:{secrets.token_hex(10)}"
@@ -125,7 +125,7 @@ def _send_sample(context: Context, link: Link, key: str, seconds: float):
 
 def post_invite(handler: Handler) -> None:
     """POST /invite `{"user"}`: a link that opens the bot, which asks there whether to link."""
-    user = _user(_request(handler))
+    user = _user(handler.json_object(MAX_REQUEST_BYTES))
     context: Context = handler.server.context
     if not context.chat.username:
         raise HTTPProblem(503, "Telegram has not said yet what the bot is called.", {"Retry-After": "5"})
@@ -161,16 +161,6 @@ class WebServer(Server):
     """A page makes one connection at a time, and beside these there must be threads for the send API."""
 
     max_connections = max_connections_per_user = 64
-
-
-def _request(handler: Handler) -> dict:
-    try:
-        fields = json.loads(handler.body(MAX_REQUEST_BYTES))
-    except (ValueError, RecursionError):
-        fields = None
-    if not isinstance(fields, dict):
-        raise HTTPProblem(400, "the body is not a JSON object")
-    return fields
 
 
 def _user(fields: dict) -> str:

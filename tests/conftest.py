@@ -10,6 +10,7 @@ import time
 import pytest
 
 from host import Host
+from live import Telegram
 from machine import children_of
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -73,6 +74,14 @@ def nothing_left_behind():
         if time.monotonic() > deadline:
             pytest.fail(f"left behind: {left}")
         time.sleep(0.02)
+
+
+@pytest.fixture
+def telegram(tmp_path):
+    """The sandbox in Telegram's place."""
+    telegram = Telegram(tmp_path)
+    yield telegram
+    assert telegram.stop() == 0
 
 
 @pytest.fixture(scope="session")

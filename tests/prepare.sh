@@ -52,9 +52,20 @@ install_from() {
     .venv-test/bin/python -m pip install --quiet --disable-pip-version-check --requirement "$@"
 }
 
+# Without root nothing boots and nobody else acts, so this is all of them that is needed.
+require_commands() {
+    for command in shellcheck man curl gcc; do
+        command -v "$command" >/dev/null || {
+            echo "make test: $command is missing; on Debian, as root: apt-get install shellcheck man-db curl gcc libc6-dev" >&2
+            exit 69
+        }
+    done
+}
+
 if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
     install_packages
 fi
+require_commands
 prepare_venv
 if [ "$(id -u)" -eq 0 ]; then
     prepare_analyst

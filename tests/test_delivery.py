@@ -9,14 +9,7 @@ import time
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from live import ME, PYTHON, SRC, TOKEN, Bot, Telegram, until
-
-
-@pytest.fixture
-def telegram(tmp_path):
-    telegram = Telegram(tmp_path)
-    yield telegram
-    assert telegram.stop() == 0
+from live import ME, PYTHON, SRC, TOKEN, Bot, until
 
 
 @pytest.fixture

@@ -7,14 +7,7 @@ import subprocess
 import pytest
 
 from lanes import Lanes, Pace, Window
-from live import ME, PYTHON, SRC, Bot, Telegram, png, until
-
-
-@pytest.fixture
-def telegram(tmp_path):
-    telegram = Telegram(tmp_path)
-    yield telegram
-    assert telegram.stop() == 0
+from live import ME, PYTHON, SRC, Bot, png, until
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from lanes import Lanes
-from live import ME, SRC, Bot, Process, Telegram, until
+from live import ME, SRC, Bot, Process, until
 from telegram_api import TelegramError, _result
 
 
@@ -36,13 +36,6 @@ import telegram_api
 telegram_api.ANSWER_SECONDS = {PATIENCE}
 sys.exit(notify_bot.main([]))
 """
-
-
-@pytest.fixture
-def telegram(tmp_path):
-    telegram = Telegram(tmp_path)
-    yield telegram
-    assert telegram.stop() == 0
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 
 import live
 from analyst import OWNER, Analyst, Bot, now, processes
-from live import PYTHON, Telegram, until
+from live import PYTHON, until
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 300
 JPEG = b"\xff\xd8\xff\xe0" + bytes(500)
@@ -624,13 +624,6 @@ def test_a_pass_over_fifty_scripts_costs_little_more_than_their_interpreters(ana
 
 
 # With the service itself, and Telegram's stand-in behind it
-
-
-@pytest.fixture
-def telegram(tmp_path):
-    telegram = Telegram(tmp_path)
-    yield telegram
-    assert telegram.stop() == 0
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from live import ME, PYTHON, SRC, Bot, Process, Telegram, until
+from live import ME, PYTHON, SRC, Bot, Process, until
 
 STUCK = {
     "polling": "import polling; polling.STUCK_SECONDS = 1",
@@ -36,13 +36,6 @@ class Manager:
                 self.said.append(self._socket.recv(4096).decode())
         except TimeoutError:
             return [line for line in self.said if line.startswith(prefix)]
-
-
-@pytest.fixture
-def telegram(tmp_path):
-    telegram = Telegram(tmp_path)
-    yield telegram
-    telegram.stop()
 
 
 @pytest.fixture
