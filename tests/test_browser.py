@@ -13,7 +13,7 @@ from selenium.webdriver.common.keys import Keys
 
 import web
 from browser import Browser
-from machine import CHECKOUT
+from machine import CHECKOUT, until
 from web import DATA, SITE
 
 CHATS = {"jana": 2001, "petr": 2002}
@@ -235,6 +235,18 @@ def test_without_javascript(site, browser):
     site.chats.wait_for_text(2001, "Sample notification")
     browser.click("[aria-label='Run stock.py']")
     site.chats.wait_for_text(2001, "3 shelves are empty")
+    browser.click("#leave summary")
+    browser.click("#unlink")
+    browser.shown("[data-linked=no]")
+    # The one-press link, too.
+    browser.click("#press-button")
+    url = browser.shown("#invite-link").get_attribute("href")
+    site.chats.types(2001, f"/start {url.partition('start=')[2]}")
+    site.chats.wait_for_text(2001, "Link this chat to the login")
+    site.chats.press(2001, "Yes, link")
+    until(lambda: "jana" in json.loads(site.host.path(f"{DATA}/telegram_users.json").read_text()), 10, "jana is linked")
+    browser.open()
+    browser.says("Jana (@jana)", "#content")
     browser.click("#leave summary")
     browser.click("#unlink")
     browser.shown("[data-linked=no]")

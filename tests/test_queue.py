@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from lanes import Lanes, Pace, Window
+from lanes import RAMP_SECONDS, Lanes, Pace, Window
 from live import ME, PYTHON, SRC, Bot, png, until
 
 
@@ -236,3 +236,17 @@ def test_a_call_counts_until_a_second_after_its_end():
         window.end(10.0 + number)
     window.begin()
     assert window.seconds_to_next(300) == 0  # two are under way, and three is the most again
+
+
+def test_one_more_call_at_once_only_where_one_takes_long():
+    lanes = Lanes()
+    for chat in (1, 2, 3):
+        lanes.add(chat, f"m{chat}", False)
+    assert lanes.seconds_to_next(10.0) == 0
+    first = lanes.take(10.0)
+    assert 0 < lanes.seconds_to_next(10.0) < 1.1 * RAMP_SECONDS
+    assert lanes.seconds_to_next(10.0 + RAMP_SECONDS) == 0
+    lanes.give_back(first, 10.001)  # sooner than that: the next one takes its place at once, and alone
+    assert lanes.seconds_to_next(10.001) == 0
+    lanes.take(10.001)
+    assert lanes.seconds_to_next(10.001) > 0
