@@ -240,7 +240,8 @@ class Service(Server):
     def __init__(self, place, telegram, kind, *arguments, linked=None, ready=True):
         folder = place.new(kind)
         users = folder / "telegram_users.json"
-        users.write_text(json.dumps({f"u{number}": {"chat_id": number, "linked_at": "2026-01-31T12:00:00Z"}
+        users.write_text(json.dumps({f"u{number}": {"chat_id": number, "linked_at": "2026-01-31T12:00:00Z",
+                                                   "uid": 10000 + number}
                                      for number in range(1, (linked or telegram.chats) + 1)}))
         self.chats, self._sent = telegram.chats, 0
         environment = {"TELEGRAM_BOT_TOKEN": TOKEN}

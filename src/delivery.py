@@ -35,9 +35,9 @@ FLOOD_CHATS, FLOOD_SECONDS = 3, 20
 class Recipients:
     """What delivery asks and tells of the people behind the chats. The service has the real one."""
 
-    def chat_of(self, user: str, chat_id: int) -> int | Outcome:
-        """Where a message for `user` goes now, or why nowhere; `chat_id` is where it was to go when accepted."""
-        return chat_id
+    def chat_of(self, entry: dict) -> int | Outcome:
+        """Where a message for a user goes now, or why nowhere; its `chat_id` is where it was to go when accepted."""
+        return entry["chat_id"]
 
     def blocked(self, user: str | None, chat_id: int, reason: str) -> None:
         """Telegram delivers nothing to this chat any more."""
@@ -258,7 +258,7 @@ class Delivery:
             return False
         if not entry["user"] or entry["reply"]:
             return True
-        where = self._recipients.chat_of(entry["user"], entry["chat_id"])
+        where = self._recipients.chat_of(entry)
         if isinstance(where, Outcome):
             self._fail(lane, entry, where.status, where.reason)
         elif where != lane.chat_id:

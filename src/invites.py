@@ -1,6 +1,8 @@
 """One-press links: `https://t.me/BOT?start=PAYLOAD`, asked for on the page, confirmed in the chat that opens them.
 
-    invites.json   {payload: {"user": str, "created_at": unix seconds}}   mode 0600: a payload links whoever has it
+    invites.json   {payload: {"user": str, "uid": int, "created_at": unix seconds}}
+
+Mode 0600: a payload links whoever has it.
 
 Who needs both locks the invites before the links. An invite is used up after the link is on disk: a crash between
 leaves the link made and the invite usable for the same login, never neither.
@@ -33,7 +35,7 @@ class Invites:
         self._store = JsonStore(data_dir / "invites.json", mode=0o600)
         self._links = links
 
-    def create(self, user: str, now: float | None = None) -> tuple[str, int]:
+    def create(self, user: str, uid: int, now: float | None = None) -> tuple[str, int]:
         """A new payload for a login, and when it expires (unix seconds). An older one of the login goes."""
         now = time.time() if now is None else now
         payload = secrets.token_urlsafe(_PAYLOAD_BYTES)
@@ -41,7 +43,7 @@ class Invites:
             for old in [old for old, entry in invites.items()
                         if not _is_valid(entry, now) or entry["user"] == user]:
                 del invites[old]
-            invites[payload] = {"user": user, "created_at": int(now)}
+            invites[payload] = {"user": user, "uid": uid, "created_at": int(now)}
         return payload, int(now) + INVITE_SECONDS
 
     def user_of(self, payload: str, now: float | None = None) -> str:
@@ -55,13 +57,13 @@ class Invites:
         now = time.time() if now is None else now
         with self._store.update() as invites:
             user = _valid_user(invites, payload, now)
-            self._links.link(user, chat_id, chat_name, now)
+            self._links.link(user, invites[payload]["uid"], chat_id, chat_name, now)
             del invites[payload]
         return user
 
 
 def _is_valid(entry, now: float) -> bool:
-    if not isinstance(entry, dict) or not isinstance(entry.get("user"), str):
+    if not isinstance(entry, dict) or type(entry.get("user")) is not str or type(entry.get("uid")) is not int:
         return False
     # One from the future was made before the clock was set back; it is not older than that step.
     created_at = entry.get("created_at")

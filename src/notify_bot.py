@@ -3,9 +3,11 @@
 
 usage: notify-bot [--verbose] [--help] [--version]
        notify-bot queue | notify-bot retry ID|--all | notify-bot drop ID
+       notify-bot links [USER] | notify-bot link USER CODE | notify-bot unlink USER
 
-queue lists what waits and what failed; retry sends again what failed; drop removes a message. Without a
-command it is the service itself.
+queue lists what waits and what failed; retry sends again what failed; drop removes a message. links lists who is linked
+to which chat; link links an account by the code of its chat; unlink takes a link away. Without a command it is the
+service itself.
 
 Started by notify-bot.service; by hand it makes its sockets itself, that for the link page only where
 NOTIFY_WEB_SOCKET is set. --verbose logs every request.
@@ -61,12 +63,15 @@ class People(Recipients):
         self._lock = threading.Lock()
         self._expired: dict[str, int] = {}
 
-    def chat_of(self, user: str, chat_id: int) -> int | Outcome:
+    def chat_of(self, entry: dict) -> int | Outcome:
+        user, uid = entry["user"], entry.get("uid")
         try:
             link = self._links.of_user(user)
         except StoreError as error:
             log.error("%s; a message goes where it was to go when it was accepted", error)
-            return chat_id
+            return entry["chat_id"]
+        if link is not None and uid not in (None, link.uid):
+            return Outcome(404, f"it was for uid {uid}, and the account '{user}' has the uid {link.uid} now")
         if link is None:
             return Outcome(404, f"User '{user}' has no linked Telegram any more")
         if link.blocked:
@@ -107,6 +112,19 @@ class People(Recipients):
                 change(link)
         except StoreError as error:
             log.error("%s", error)
+
+
+def check_accounts(links: Links, stop: threading.Event) -> None:
+    """Go on looking up the accounts of the links until `stop`: in a thread of its own, as a directory may be slow."""
+    problem = ""
+    while not stop.wait(TICK_SECONDS):
+        try:
+            links.check_accounts()
+            problem = ""
+        except StoreError as error:
+            if str(error) != problem:
+                log.error("%s", error)
+            problem = str(error)
 
 
 class Welcomer:
@@ -184,6 +202,7 @@ class Service:
     def watch(self, stop: threading.Event) -> None:
         """Until `stop`: notice new links, say how things are, keep the watchdog quiet while all goes on."""
         self._overdue.start(stop)
+        threading.Thread(target=check_accounts, args=(self._links, stop), name="accounts", daemon=True).start()
         watchdog = service.watchdog_seconds()
         fed = expired = reported = 0.0
         status = ""
@@ -317,6 +336,9 @@ def main(arguments: list[str]) -> int:
     if arguments and arguments[0] in ("queue", "retry", "drop"):
         import queue_command
         return queue_command.run(arguments, service.Settings(os.environ).bot_socket)
+    if arguments and arguments[0] in ("links", "link", "unlink"):
+        import links_command
+        return links_command.run(arguments, service.Settings(os.environ).bot_socket)
     if unknown := set(arguments) - {"--verbose"}:
         print(f"notify-bot: {min(unknown)} is neither an option nor a command; see --help", file=sys.stderr)
         return EX_USAGE

@@ -27,33 +27,43 @@ class CommandError(Exception):
 
 def run(arguments: list[str], socket_path: os.PathLike) -> int:
     """Do what `arguments` say; the exit status."""
+    return report(_do, arguments, socket_path)
+
+
+def report(command, arguments: list[str], socket_path: os.PathLike) -> int:
+    """Call `command(arguments, socket_path)` and print the CommandError it raises; the exit status."""
     try:
-        match arguments:
-            case ["queue"]:
-                _print_queue(_ask(socket_path, "GET", "/queue")["messages"])
-            case ["retry", "--all"]:
-                print(f"{len(_ask(socket_path, 'POST', '/queue/retry', {'all': True})['retried'])} queued again")
-            case ["retry", entry_id]:
-                _ask(socket_path, "POST", "/queue/retry", {"id": entry_id})
-                print(f"{entry_id} queued again")
-            case ["drop", entry_id]:
-                _ask(socket_path, "POST", "/queue/drop", {"id": entry_id})
-                print(f"{entry_id} dropped")
-            case _:
-                raise CommandError(USAGE, os.EX_USAGE)
+        command(arguments, socket_path)
     except CommandError as error:
         print(f"notify-bot: {error}", file=sys.stderr)
         return error.status
     return os.EX_OK
 
 
-def _ask(socket_path: os.PathLike, method: str, path: str, fields: dict | None = None) -> dict:
+def _do(arguments: list[str], socket_path: os.PathLike) -> None:
+    match arguments:
+        case ["queue"]:
+            _print_queue(ask(socket_path, "GET", "/queue")["messages"])
+        case ["retry", "--all"]:
+            print(f"{len(ask(socket_path, 'POST', '/queue/retry', {'all': True})['retried'])} queued again")
+        case ["retry", entry_id]:
+            ask(socket_path, "POST", "/queue/retry", {"id": entry_id})
+            print(f"{entry_id} queued again")
+        case ["drop", entry_id]:
+            ask(socket_path, "POST", "/queue/drop", {"id": entry_id})
+            print(f"{entry_id} dropped")
+        case _:
+            raise CommandError(USAGE, os.EX_USAGE)
+
+
+def ask(socket_path: os.PathLike, method: str, path: str, fields: dict | None = None) -> dict:
+    """The answer of the running service to root. Raises CommandError."""
     body = json.dumps(fields).encode() if fields else b""
     try:
         status, _, answer = unixhttp.request(socket_path, method, path, body, timeout=ANSWER_SECONDS)
         document = json.loads(answer)
     except PermissionError:
-        raise CommandError("the queue is the administrator's: use sudo", os.EX_NOPERM) from None
+        raise CommandError("this is the administrator's: use sudo", os.EX_NOPERM) from None
     except (OSError, ValueError) as error:
         raise CommandError(f"the service on {socket_path} does not answer ({error}); see systemctl status "
                            "notify-bot.socket notify-bot.service", os.EX_UNAVAILABLE) from None

@@ -17,6 +17,7 @@ import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
+import linksapi
 import multipart
 import queueapi
 from addressee import unavailable, with_room
@@ -99,7 +100,8 @@ class SendHandler(Handler):
 
     server_version = "notify-bot"
     routes = {"/send": {"POST": post_send}, "/send_photo": {"POST": post_send_photo},
-              "/health": {"GET": get_health}, "/metrics": {"GET": get_metrics}, **queueapi.ROUTES}
+              "/health": {"GET": get_health}, "/metrics": {"GET": get_metrics}, **queueapi.ROUTES,
+              **linksapi.ROUTES}
 
 
 def _accept(handler: Handler, user: str, message: dict, options: tuple, photo: Path | None = None) -> None:
@@ -128,7 +130,7 @@ def _accept(handler: Handler, user: str, message: dict, options: tuple, photo: P
 def _add(context: Context, entry_id: str, user: str, message: dict, script: str, photo: Path | None) -> dict:
     """Accept a message: on disk on return. Raises HTTPProblem, and then nothing was accepted."""
     link = with_room(context.links, context.delivery, user)
-    fields = {"user": user, "chat_id": link.chat_id, "message": message, "script": script}
+    fields = {"user": user, "uid": link.uid, "chat_id": link.chat_id, "message": message, "script": script}
     try:
         entry = context.outbox.add(entry_id, fields, photo)
     except OutboxError as error:

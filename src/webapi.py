@@ -15,7 +15,7 @@ import secrets
 from addressee import linked, unavailable, with_room
 from invites import Invites
 from jsonstore import StoreError
-from links import Link, Links
+from links import Link, Links, uid_of
 from outbox import OutboxError
 from recent import Recent
 from replies import Replies
@@ -127,10 +127,13 @@ def post_invite(handler: Handler) -> None:
     """POST /invite `{"user"}`: a link that opens the bot, which asks there whether to link."""
     user = _user(handler.json_object(MAX_REQUEST_BYTES))
     context: Context = handler.server.context
+    uid = uid_of(user)
+    if uid is None:
+        raise HTTPProblem(404, f"There is no account {user}.")
     if not context.chat.username:
         raise HTTPProblem(503, "Telegram has not said yet what the bot is called.", {"Retry-After": "5"})
     try:
-        payload, expires = context.invites.create(user)
+        payload, expires = context.invites.create(user, uid)
     except StoreError as error:
         raise unavailable(str(error)) from error
     _answer(handler, 200, url=f"https://t.me/{context.chat.username}?start={payload}", expires=expires)

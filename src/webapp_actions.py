@@ -11,7 +11,7 @@ import sys
 from contextlib import suppress
 
 from jsonstore import StoreError
-from links import LinkError, Links
+from links import LinkError, Links, uid_of
 from webapp_guesses import Guesses, TooManyGuesses
 from webapp_request import Problem, Settings
 
@@ -43,8 +43,11 @@ def check(settings: Settings, user: str, sent: dict) -> tuple[int, dict]:
 
 
 def verify(settings: Settings, user: str, sent: dict) -> tuple[int, dict]:
-    links = Links(settings.data_dir)
-    _guess(settings, user, sent, lambda code: links.redeem(code, user))
+    links, uid = Links(settings.data_dir), uid_of(user)
+    if uid is None:  # it was there when the login was checked, a moment ago
+        raise Problem(503, "Your account cannot be looked up just now. Try again in a minute.",
+                      {"Retry-After": AWAY_SECONDS})
+    _guess(settings, user, sent, lambda code: links.redeem(code, user, uid))
     link = links.of_user(user)
     return 200, {"ok": True, "message": f"Linked to {_name(link and link.name)}."}
 

@@ -23,6 +23,14 @@ TOKEN = "123456789:AAtestTESTtestTESTtestTESTtestTEST00"
 ME = pwd.getpwuid(os.getuid()).pw_name
 
 
+def uid_of(user):
+    """The uid of an account, and a uid for a name that has none on this machine: it may be in a directory."""
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError:
+        return 4711
+
+
 def until(condition, seconds=10, what=None):
     """The first true value of `condition()`; fails after `seconds`."""
     deadline = time.monotonic() + seconds
@@ -45,12 +53,12 @@ def png(width=60, height=40):
 class Process:
     """A program of ours with its own environment and a log file; stopped by its own pid."""
 
-    def __init__(self, name, *arguments, folder, pass_fds=(), **environment):
+    def __init__(self, name, *arguments, folder, pass_fds=(), within=(), **environment):
         self.log_path = folder / f"{name}.log"
         self._log = open(self.log_path, "ab")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [PYTHON, "-EsS", SRC / name, *arguments], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
-            pass_fds=pass_fds, env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **environment})
+            [*within, PYTHON, "-EsS", SRC / name, *arguments], stdin=subprocess.DEVNULL, stdout=self._log,
+            stderr=self._log, pass_fds=pass_fds, env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **environment})
         self.pid = self.process.pid
 
     @property
@@ -73,7 +81,10 @@ class Process:
 
 
 class Bot:
-    """A bot on `folder`; it can be killed and started again on the same files."""
+    """A bot on `folder`; it can be killed and started again on the same files. `within` is a command that runs it in a
+    namespace."""
+
+    within: tuple = ()
 
     def __init__(self, folder, api_url, **environment):
         self.folder = folder
@@ -88,7 +99,7 @@ class Bot:
         self.process = None
 
     def start(self):
-        self.process = Process("notify_bot.py", folder=self.folder, **self.environment)
+        self.process = Process("notify_bot.py", folder=self.folder, within=self.within, **self.environment)
         until(self.answers, what="the bot answers")
         return self
 
@@ -150,9 +161,10 @@ class Bot:
             return answer
 
     def users(self, **links):
-        """Links as other software writes them: old ones, which are not welcomed."""
+        """Old links, which are not welcomed."""
         (self.data / "telegram_users.json").write_text(json.dumps(
-            {user: {"chat_id": chat, "linked_at": "2026-01-31T12:00:00Z"} for user, chat in links.items()}))
+            {user: {"chat_id": chat, "linked_at": "2026-01-31T12:00:00Z", "uid": uid_of(user)}
+             for user, chat in links.items()}))
 
     def outbox(self, place="queue"):
         return sorted(path.stem for path in (self.data / "outbox" / place).glob("**/*.json"))

@@ -77,7 +77,7 @@ def test_from_start_to_a_link_and_back(bot, telegram, chat_id):
     assert [e["type"] for e in answer["entities"]] == ["code"]
     before = len(telegram.messages(chat_id))
     started = time.monotonic()
-    links.Links(bot.data).redeem(code_in(answer), "alice")
+    links.Links(bot.data).redeem(code_in(answer), "alice", 4711)
     welcome = telegram.wait_for(chat_id, before + 1)[-1]
     assert time.monotonic() - started < 2
     assert "linked to alice on testhost" in welcome["text"]
@@ -94,11 +94,11 @@ def test_from_start_to_a_link_and_back(bot, telegram, chat_id):
 
 
 def test_a_chat_that_loses_its_login_to_another_is_told(bot, telegram, chat_id):
-    links.Links(bot.data).redeem(code_in(ask(telegram, chat_id, "/start")[0]), "alice")
+    links.Links(bot.data).redeem(code_in(ask(telegram, chat_id, "/start")[0]), "alice", 4711)
     until(lambda: any("now linked" in text for text in telegram.texts(chat_id)))
     other = next(CHATS)
     telegram.person(other, "Mallory", "mallory")
-    links.Links(bot.data).redeem(code_in(ask(telegram, other, "/start")[0]), "alice")
+    links.Links(bot.data).redeem(code_in(ask(telegram, other, "/start")[0]), "alice", 4711)
     until(lambda: any("What is for alice" in text and "goes to Mallory (@mallory) now" in text
                       for text in telegram.texts(chat_id)))
     bot.settle()
@@ -108,7 +108,7 @@ def test_a_chat_that_loses_its_login_to_another_is_told(bot, telegram, chat_id):
 def test_a_link_is_welcomed_once_even_over_a_restart(bot, telegram, chat_id):
     code = code_in(ask(telegram, chat_id, "/start")[0])
     bot.stop()
-    links.Links(bot.data).redeem(code, "alice")
+    links.Links(bot.data).redeem(code, "alice", 4711)
     bot.start()
     until(lambda: any("now linked" in text for text in telegram.texts(chat_id)))
     until(lambda: json.loads((bot.data / "telegram_users.json").read_text())["alice"].get("welcomed_at"))

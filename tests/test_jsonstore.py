@@ -32,7 +32,7 @@ store = links.Links(folder)
 sys.stdin.readline()
 for index in range(count):
     code = store.create_code(1000 * number + index + 1, "chat")
-    store.redeem(code, f"user{number}-{index}")
+    store.redeem(code, f"user{number}-{index}", 4711)
 """
 
 READER = """

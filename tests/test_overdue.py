@@ -14,7 +14,7 @@ def test_owners_are_asked_and_told(bot, telegram, linked, scripts):  # noqa: F81
         line(ok=True, scripts=[{"name": f"s_{n}.py", "last_run": 5, "overdue": True} for n in range(12)]),
         line(ok=True, scripts=[{"name": "fine.py", "overdue": False}, {"name": "odd.py", "overdue": "x"}]),
         line(ok=False, error="no")]
-    users = {"alice": {"chat_id": linked}, "nosocket": {"chat_id": 9}}
+    users = {"alice": {"chat_id": linked, "uid": 4711}, "nosocket": {"chat_id": 9, "uid": 4712}}
     (bot.data / "telegram_users.json").write_text(json.dumps(users))
     overdue = Overdue(links.Links(bot.data), bot.folder / "scripts", lambda *message: told.append(message))
     for _ in range(3):

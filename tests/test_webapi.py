@@ -146,7 +146,8 @@ def test_what_cannot_be_run_is_refused_with_the_reason(bot, telegram, linked, sc
     scripts.answers.append((b"",))
     status, answer = bot.web("/run", user="alice", name="a.py")
     assert status == 503 and bot.retry_after and "there was no answer" in answer["error"]
-    (bot.data / "telegram_users.json").write_text(json.dumps({"alice": {"chat_id": linked, "blocked": "was blocked"}}))
+    blocked = {"chat_id": linked, "uid": 4711, "blocked": "was blocked"}
+    (bot.data / "telegram_users.json").write_text(json.dumps({"alice": blocked}))
     status, answer = bot.web("/run", user="alice", name="a.py")
     assert status == 409 and "was blocked" in answer["error"]
     (bot.data / "telegram_users.json").write_text("{")

@@ -30,7 +30,9 @@ def bot(page):
     telegram = Telegram(page.folder)
     telegram.person(42, "Jana", "jana")
     telegram.types(42, "hi")  # a bot writes to nobody who has not written to it
-    bot = Bot(page.folder, telegram.url, NOTIFY_WEB_SOCKET=str(page.folder / "web.sock")).start().settle()
+    bot = Bot(page.folder, telegram.url, NOTIFY_WEB_SOCKET=str(page.folder / "web.sock"))
+    bot.within = ("nsenter", "-t", str(page.namespace.pid), "--mount")  # where the page's people have accounts
+    bot.start().settle()
     bot.telegram = telegram
     yield bot
     assert bot.stop() in (0, None)

@@ -23,7 +23,7 @@ FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthChec
 @pytest.fixture
 def page(tmp_path):
     with contextlib.closing(LinkPage(tmp_path)) as page:
-        page.links.redeem(page.code(43, "Bob"), "bob")
+        page.links.redeem(page.code(43, "Bob"), "bob", 3002)
         yield page
 
 
@@ -171,7 +171,7 @@ def test_what_the_bot_refuses_is_passed_on(page, status, more):
             answer = page.api(action, {"name": "x.py", "user": "bob", "chat_id": 43})
             assert (answer.status, answer.error) == (status, "Because <b>.")
             assert answer.headers.get("retry-after") == (more.split()[1] if more else None)
-        page.links.redeem(page.code(), "alice")
+        page.links.redeem(page.code(), "alice", 3001)
         answer = page.press("test")
         assert answer.status == status and "Because <b>." in answer.page.words
     asked = [json.loads(data.partition(b"\r\n\r\n")[2]) for data in bot.asked]

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.root
 @pytest.fixture
 def page(tmp_path):
     with contextlib.closing(LinkPage(tmp_path)) as page:
-        page.links.redeem(page.code(), "alice")
+        page.links.redeem(page.code(), "alice", 3001)
         yield page
 
 

@@ -55,7 +55,7 @@ def test_a_name_in_the_body_or_the_address_changes_nobody_else(page):
     sent = {"code": page.code(), "user": "bob", "username": "bob", "REMOTE_USER": "bob", "login": "bob"}
     assert page.request("POST", "/api/telegram/verify?user=bob&REMOTE_USER=bob", sent).status == 200
     assert (page.status("alice")["linked"], page.status("bob")["linked"]) == (True, False)
-    page.links.redeem(page.code(43), "bob")
+    page.links.redeem(page.code(43), "bob", 3002)
     page.api("unlink", {"user": "bob"})
     assert (page.status("alice")["linked"], page.status("bob")["linked"]) == (False, True)
 
