@@ -15,6 +15,9 @@ doc=$DESTDIR$PREFIX/share/doc/notify-bot
 config=$DESTDIR/etc/notify-bot
 guide=$DESTDIR/data/docs/notifications.md
 commands="notify-runner notify-scripts"
+for_everybody="notify-runner.timer notify-runner-folders.service"
+# As notify-add-analyst leaves it: one file for each analyst, with the uid and whose doing linger is, ours or theirs.
+analysts=/var/lib/notify-bot/analysts
 
 work=$(mktemp -d)
 trap 'rm -rf -- "$work"' EXIT
@@ -112,7 +115,8 @@ install_files() {
 
 activate() {
     # It writes in /etc even when all of them exist.
-    if changed /sysusers.d/ || ! getent passwd deploy >/dev/null || ! getent group dataread data-ops >/dev/null; then
+    if changed /sysusers.d/ || ! getent passwd deploy >/dev/null ||
+        ! getent group deploy dataread data-ops >/dev/null; then
         systemd-sysusers notify-bot.conf
     fi
     systemd-tmpfiles --create notify-bot.conf
@@ -121,9 +125,15 @@ activate() {
         # HUP is daemon-reload for the managers of users, systemd(1); there may be none.
         systemctl kill --kill-whom=main --signal=HUP 'user@*.service' 2>/dev/null || true
     fi
+    if [ -n "$first" ] || changed /systemd/user/; then
+        # For everybody, and each unit is for members of dataread alone: nothing is enabled in anybody's home.
+        # shellcheck disable=SC2086 # words
+        systemctl --global --quiet enable $for_everybody
+    fi
     if [ -n "$first" ]; then
         systemctl --quiet enable notify-bot.socket notify-bot-web.socket notify-bot.service
         systemctl start notify-bot.socket notify-bot-web.socket
+        each_analyst switch_on
     else
         update
     fi
@@ -159,7 +169,8 @@ Installed. What is left to do:
 END
     on_this_machine || return 0
     for user in $(getent group dataread | cut -d: -f4 | tr , ' '); do
-        echo "       notify-add-analyst $user     (a member of dataread whose scripts do not run)"
+        [ -e "$analysts/$user" ] ||
+            echo "       notify-add-analyst $user     (a member of dataread whose scripts do not run)"
     done
 }
 
@@ -187,15 +198,57 @@ instances() { # the analysts whose socket is enabled
     done
 }
 
+each_analyst() { # each_analyst FUNCTION: it gets user, uid and linger of all whom notify-add-analyst has added
+    for file in "$analysts"/*; do
+        [ -f "$file" ] || continue
+        user=${file##*/}
+        read -r uid linger <"$file"
+        if [ "$(timeout 10 id -u -- "$user" 2>/dev/null)" = "$uid" ]; then
+            "$1"
+        else
+            echo "left out $user: there is no such account with the uid $uid"
+        fi
+    done
+}
+
+ask_manager() { # ask_manager ARGUMENT...: of systemctl --user
+    # Bounded, since its owner may have stopped it; and without root's terminal, since a process of theirs answers.
+    timeout --kill-after=1 10 systemctl --user --machine="$user@" "$@" </dev/null >/dev/null 2>&1
+}
+
+switch_on() {
+    id -nG -- "$user" | tr ' ' '\n' | grep -qx dataread || return 0
+    [ "$linger" = theirs ] || timeout 10 loginctl enable-linger "$user" ||
+        echo "$user has no linger: loginctl enable-linger $user"
+    if systemctl --quiet is-active "user@$uid.service"; then
+        # It has read neither the units nor that they are enabled; timers of single scripts come with the target.
+        ask_manager daemon-reload && ask_manager start notify-runner-folders.service timers.target ||
+            echo "the manager of $user does not answer; after its next start the scripts run again"
+    fi
+    systemctl --quiet enable --now "notify-scripts@$user.socket"
+    echo "switched on again for $user"
+}
+
+switch_off() {
+    if systemctl --quiet is-active "user@$uid.service" &&
+        ! ask_manager stop 'notify-runner*.timer' 'notify-runner*.service'; then
+        # It ends its services by force after two minutes.
+        [ "$linger" = ours ] || systemctl --no-block try-restart "user@$uid.service"
+        echo "the manager of $user does not answer; it is restarted"
+    fi
+    [ "$linger" = theirs ] || timeout 10 loginctl disable-linger "$user" ||
+        echo "$user has linger still: loginctl disable-linger $user"
+    echo "switched off for $user; another installation switches it on again"
+}
+
 deactivate() {
     for user in $(instances); do
         systemctl --quiet disable --now "notify-scripts@$user.socket"
         systemctl stop "notify-scripts@$user.service"
-        runuser -u "$user" -- env "XDG_RUNTIME_DIR=/run/user/$(id -u "$user")" \
-            systemctl --user --quiet disable --now notify-runner.timer ||
-            echo "the timer of $user could not be switched off"
-        echo "switched off for $user; after another installation it takes this again: notify-add-analyst $user"
     done
+    # shellcheck disable=SC2086 # words
+    systemctl --global --quiet disable $for_everybody || true
+    each_analyst switch_off
     if [ -e "$lib/systemd/system/notify-bot.service" ]; then
         systemctl --quiet disable --now notify-bot.service notify-bot.socket notify-bot-web.socket
         systemctl --quiet disable --now notify-bot-web-cgi.socket notify-bot-web-cgi.service
@@ -224,9 +277,10 @@ do_uninstall() {
     fi
     if on_this_machine; then
         systemctl daemon-reload
+        systemctl kill --kill-whom=main --signal=HUP 'user@*.service' 2>/dev/null || true
     fi
     echo "Uninstalled. Kept: /etc/notify-bot (settings, token), /data/notifications (links, outbox), the accounts and groups,"
-    echo "a sudo rule that was edited, and everybody's scripts."
+    echo "/var/lib/notify-bot (the list of the analysts), a sudo rule that was edited, and everybody's scripts."
 }
 
 case ${1-} in

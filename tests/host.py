@@ -67,8 +67,8 @@ REDEEM = """
 import sys
 sys.path.insert(0, "/usr/local/lib/notify-bot")
 from pathlib import Path
-from links import Links
-Links(Path("/data/notifications")).redeem(sys.argv[1], sys.argv[2])
+from links import Links, uid_of
+Links(Path("/data/notifications")).redeem(sys.argv[1], sys.argv[2], uid_of(sys.argv[2]))
 """
 BOT_SOCKET = "/data/notifications/bot.sock"
 
@@ -97,7 +97,7 @@ class Host(Machine):
         self.run("systemctl", "enable", "--now", "telegram-sandbox.service")
         self.run("systemctl", "restart", "notify-bot.service")
         for user in CHATS:
-            self.run("notify-add-analyst", user)
+            self.run("notify-add-analyst", "--create", user)
             self.link(user)
 
     def link(self, user):
@@ -146,7 +146,8 @@ class Host(Machine):
         return self.request(caller, "POST", "/send", {"text": text, **fields})
 
     def script(self, user, name, text):
-        """Put a script into the folder of `user`."""
+        """Put a script into the folder of `user`, which the account's own manager may not have made yet."""
+        self.run("mkdir", "-p", f"/home/{user}/user/notifications", user=user)
         self.write(f"/home/{user}/user/notifications/{name}", text, 0o644, user)
 
     def make_venv(self, user):

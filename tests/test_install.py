@@ -1,6 +1,9 @@
 """make install, uninstall and notify-add-analyst, on a bare Debian and into a folder."""
 
+import contextlib
+import json
 import os
+import re
 import stat
 import subprocess
 
@@ -8,12 +11,47 @@ import pytest
 
 from host import BOT_SOCKET
 from live import TOKEN
-from machine import CHECKOUT, PROJECT
+from machine import CHECKOUT, PROJECT, until
 from service import Settings
 
 WEB_SOCKET = str(Settings({}).web_socket)
 LIB = "/usr/local/lib/notify-bot"
-PLACES = ("/usr/local", "/etc", "/data", "/home", "/var/lib/systemd/linger")
+PLACES = ("/usr/local", "/etc", "/data", "/home", "/var/lib/systemd/linger", "/var/lib/notify-bot")
+# A command in a terminal of its own; prints its status, seconds and output, and which processes of an account had
+# that terminal meanwhile, as controlling terminal or as a descriptor.
+IN_A_TERMINAL = """
+import contextlib, json, os, select, sys, time
+uid, command = int(sys.argv[1]), sys.argv[2:]
+started = time.monotonic()
+terminal, end = os.openpty()
+name = os.ttyname(end)
+device = os.stat(name).st_rdev
+if (pid := os.fork()) == 0:
+    os.login_tty(end)
+    os.execvp(command[0], command)
+os.close(end)
+seen, output = set(), b""
+while True:
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if os.stat(f"/proc/{entry}").st_uid != uid:
+                continue
+            command_line = open(f"/proc/{entry}/cmdline").read().replace(chr(0), " ")
+            if int(open(f"/proc/{entry}/stat").read().rpartition(")")[2].split()[4]) == device:
+                seen.add(f"controlling terminal: {command_line}")
+            for number in os.listdir(f"/proc/{entry}/fd"):
+                if os.readlink(f"/proc/{entry}/fd/{number}") == name:
+                    seen.add(f"descriptor {number}: {command_line}")
+    if select.select([terminal], [], [], 0.005)[0]:
+        try:
+            output += os.read(terminal, 65536)
+        except OSError:
+            break
+    if time.monotonic() - started > 100:
+        os.kill(pid, 9)
+status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+print(json.dumps([status, time.monotonic() - started, output.decode(), sorted(seen)]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +71,57 @@ def invocations(machine):
     units = ("notify-bot.socket", "notify-bot-web.socket", "notify-bot.service", "notify-scripts@carol.socket",
              "systemd-journald.service")
     return {unit: machine.show(unit, "InvocationID")["InvocationID"] for unit in units}
+
+
+TRACE = """
+import ctypes, os, sys
+PTRACE_ATTACH = 16
+if ctypes.CDLL(None, use_errno=True).ptrace(PTRACE_ATTACH, int(sys.argv[1]), None, None):
+    raise OSError(ctypes.get_errno(), "ptrace")
+os.waitpid(int(sys.argv[1]), 0)
+print("traced", flush=True)
+sys.stdin.read()
+"""
+
+
+def user_unit(machine, user, unit):
+    """Waits until a unit of the account's own manager is active."""
+    return until(lambda: machine.run("systemctl", "--user", "is-active", unit, user=user, check=False).returncode == 0,
+                 20, f"{unit} of {user} is active")
+
+
+def state_of(machine, user):
+    """What notify-add-analyst changes of an account."""
+    return {"account": machine.run("getent", "passwd", user, check=False).stdout,
+            "groups": machine.run("id", "-nG", user, check=False).stdout,
+            "home": machine.path(f"/home/{user}").exists(),
+            "linger": machine.path(f"/var/lib/systemd/linger/{user}").exists(),
+            "record": machine.path(f"/var/lib/notify-bot/analysts/{user}").exists(),
+            "socket": machine.run("systemctl", "is-active", f"notify-scripts@{user}.socket", check=False).stdout,
+            "enabled": os.path.lexists(machine.path(
+                f"/etc/systemd/system/sockets.target.wants/notify-scripts@{user}.socket"))}
+
+
+@contextlib.contextmanager
+def traced_manager(machine, user):
+    """The manager of an account, traced by its owner and so at a stop that no signal but SIGKILL ends."""
+    unit = f"user@{machine.uid(user)}.service"
+    until(lambda: machine.show(unit, "ActiveState")["ActiveState"] == "active", 20, f"{unit} is active")
+    with machine.start("/usr/bin/python3", "-c", TRACE, machine.show(unit, "MainPID")["MainPID"], user=user,
+                       stdin=subprocess.PIPE) as tracer:
+        assert tracer.stdout.readline() == "traced\n"
+        yield
+        tracer.stdin.close()
+    until(lambda: machine.output("systemctl", "list-jobs", "--no-legend", unit) in ("", "No jobs running."), 60,
+          f"{unit} has done what it was asked")
+
+
+def in_a_terminal(machine, user, *command):
+    """`(status, output)` of a command that took no more than 30 s, while no process of `user` had its terminal."""
+    status, seconds, output, seen = json.loads(machine.python(IN_A_TERMINAL, machine.uid(user), *command, timeout=120))
+    assert seen == [], output
+    assert seconds < 30, output
+    return status, output
 
 
 def test_first_install_says_what_is_left_to_do(machine):
@@ -79,7 +168,8 @@ def test_modules_are_compiled(machine):
 def test_second_install_changes_nothing(machine):
     machine.write("/etc/notify-bot/telegram-bot-token", TOKEN, 0o600)
     machine.run("systemctl", "restart", "notify-bot.service")
-    machine.run("notify-add-analyst", "carol")
+    machine.run("notify-add-analyst", "--create", "carol")
+    user_unit(machine, "carol", "notify-runner-folders.service")
     before = snapshot(machine), invocations(machine)
     assert "nothing to do" in machine.make("install")
     after = snapshot(machine), invocations(machine)
@@ -154,8 +244,12 @@ def test_analyst_is_created_once(machine):
     again = ("wants", "/var/lib/systemd/linger", "/data/notifications/bot.log", "/data/notifications/polling.json")
     assert [path for path in after if before.get(path) != after[path] and not any(part in path for part in again)] == []
     assert machine.output("stat", "-c", "%U %a", "/home/carol/user/notifications") == "carol 755"
+    for place in ("/home/carol/.notifications/state", "/home/carol/.notifications/logs"):
+        assert machine.output("stat", "-c", "%U %a", place) == "carol 700"
     assert machine.request("carol", "GET", "/health")[1]["linked"] == 0
-    assert machine.user_systemctl("carol", "is-enabled", "notify-runner.timer") == "enabled"
+    assert user_unit(machine, "carol", "notify-runner.timer")
+    # Nothing is enabled in a home, which may be on NFS.
+    assert not machine.path("/home/carol/.config").exists()
     assert machine.show("notify-scripts@carol.socket", "ActiveState", "UnitFileState") == {
         "ActiveState": "active", "UnitFileState": "enabled"}
 
@@ -170,18 +264,129 @@ def test_existing_account_with_a_running_manager_is_adopted(machine):
     assert machine.path("/home/dave/mine.txt").read_text() == "kept"
     # From within his own timers' manager, which must know of the group.
     machine.output("systemd-run", "--user", "--wait", "--quiet", "test", "-w", BOT_SOCKET, user="dave")
+    assert user_unit(machine, "dave", "notify-runner.timer")
+
+
+def test_timer_is_for_analysts_alone(machine):
+    machine.run("useradd", "--create-home", "visitor")
+    machine.run("loginctl", "enable-linger", "visitor")
+    machine.run("systemctl", "start", f"user@{machine.uid('visitor')}.service")
+    shown = machine.user_systemctl("visitor", "show", "--property=ActiveState,ConditionResult", "notify-runner.timer")
+    assert shown.split() == ["ActiveState=inactive", "ConditionResult=no"]
+    assert not machine.path("/home/visitor/user").exists()
+
+
+def test_linger_is_given_back_as_it_was(machine):
+    machine.run("useradd", "--create-home", "--groups", "users", "gina")
+    for user, lingers in (("dave", True), ("gina", False)):
+        machine.run("notify-add-analyst", user)
+        assert machine.path(f"/var/lib/systemd/linger/{user}").exists()
+        assert "kept" in machine.output("notify-add-analyst", "--remove", user)
+        assert machine.path(f"/var/lib/systemd/linger/{user}").exists() is lingers
+        assert machine.show(f"user@{machine.uid(user)}.service", "ActiveState")["ActiveState"] == (
+            "active" if lingers else "inactive")
+    # The manager that goes on has left the group.
+    until(lambda: machine.run("systemd-run", "--user", "--wait", "--quiet", "test", "-w", BOT_SOCKET, user="dave",
+                              check=False).returncode == 1, 20, "dave's services may not send any more")
+    machine.run("notify-add-analyst", "dave")
+
+
+def test_no_account_is_made_by_mistake(machine):
+    before = snapshot(machine)
+    done = machine.run("notify-add-analyst", "alcie", check=False)
+    assert (done.returncode, done.stdout) == (67, "")
+    assert done.stderr == "notify-add-analyst: there is no account alcie; --create makes one\n"
+    after = snapshot(machine)
+    assert {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)} <= {
+        "/data/notifications/bot.log", "/data/notifications/polling.json"}
+
+
+@pytest.mark.parametrize(("user", "create"), [("hugo", ["--create"]), ("ivan", []), ("jack", [])])
+def test_failed_add_leaves_nothing_half_done(machine, user, create):
+    if not create:
+        machine.run("useradd", "--create-home", user)
+    if user == "jack":
+        machine.run("loginctl", "enable-linger", user)
+    before = state_of(machine, user)
+    mask = f"/etc/systemd/system/notify-scripts@{user}.socket"
+    machine.run("ln", "-s", "/dev/null", mask)
+    done = machine.run("notify-add-analyst", *create, user, check=False)
+    assert done.returncode == 71
+    assert f"this failed: systemctl enable --now notify-scripts@{user}.socket" in done.stderr
+    assert "nothing is left of this attempt" in done.stderr
+    assert state_of(machine, user) == before
+    machine.run("rm", mask)
+    machine.run("systemctl", "daemon-reload")
+    assert f"{user} is ready" in machine.output("notify-add-analyst", *create, user)
+    machine.run("notify-add-analyst", "--remove", user)
+
+
+def test_no_process_of_an_analyst_has_roots_terminal(machine):
+    """An analyst could stop their manager, trace what root starts as them, and type into root's shell by it."""
+    machine.run("useradd", "--create-home", "hank")
+    machine.run("notify-add-analyst", "hank")
+    with traced_manager(machine, "hank"):
+        status, output = in_a_terminal(machine, "hank", "notify-add-analyst", "hank")
+        assert status == 0 and "hank is ready" in output
+    machine.run("notify-add-analyst", "--remove", "hank")
+
+
+def test_stopped_services_hold_nobody_and_see_no_terminal(machine):
+    machine.run("useradd", "--create-home", "frank")
+    machine.run("loginctl", "enable-linger", "frank")
+    unit = f"user@{machine.uid('frank')}.service"
+    before = state_of(machine, "frank")
+    with traced_manager(machine, "frank"):
+        status, output = in_a_terminal(machine, "frank", "notify-add-analyst", "frank")
+        assert status == 71
+        assert "the services of frank do not restart" in output and f"systemctl status {unit}" in output
+        assert "nothing is left of this attempt" in output
+        assert state_of(machine, "frank") == before
+    # systemd wakes what SIGSTOP stopped.
+    machine.run("systemctl", "start", unit)
+    machine.run("kill", "-STOP", machine.show(unit, "MainPID")["MainPID"])
+    status, output = in_a_terminal(machine, "frank", "notify-add-analyst", "frank")
+    assert status == 0 and "frank is ready" in output
+    with traced_manager(machine, "frank"):
+        status, output = in_a_terminal(machine, "frank", "make", "--no-print-directory", "-C", PROJECT, "uninstall")
+        assert status == 0 and "the manager of frank does not answer" in output
+    machine.make("install")
+    with traced_manager(machine, "frank"):
+        status, output = in_a_terminal(machine, "frank", "notify-add-analyst", "--remove", "frank")
+        assert status == 71 and "the services of frank do not restart" in output
+        assert "dataread" not in machine.output("id", "-nG", "frank").split()
+    assert machine.run("notify-add-analyst", "--remove", "frank").returncode == 0
+    assert not machine.path("/var/lib/notify-bot/analysts/frank").exists()
+
+
+def test_removed_analyst_is_linked_to_no_chat(machine):
+    records = json.dumps({user: {"chat_id": 7, "linked_at": "2026-01-31T12:00:00Z", "chat_name": "Carol",
+                                 "uid": machine.uid(user)} for user in ("carol", "dave")})
+    machine.write("/data/notifications/telegram_users.json", records, 0o660, "deploy")
+    assert "chat 7 Carol" in machine.output("notify-add-analyst", "carol")
+    assert "carol  chat 7 Carol  since 2026-01-31" in machine.output("notify-bot", "links")
+    machine.run("notify-add-analyst", "--remove", "--keep-link", "dave")
+    assert "not linked any more; it was linked to chat 7 Carol" in machine.output("notify-add-analyst", "--remove",
+                                                                                  "carol")
+    assert json.loads(machine.path("/data/notifications/telegram_users.json").read_text()).keys() == {"dave"}
+    machine.run("systemctl", "stop", "notify-bot.socket", "notify-bot-web.socket", "notify-bot.service")
+    done = machine.run("notify-add-analyst", "--remove", "dave", check=False)
+    assert done.returncode == 75 and "notify-bot unlink dave" in done.stderr
+    machine.run("systemctl", "start", "notify-bot.socket", "notify-bot-web.socket", "notify-bot.service")
+    assert "was not linked" not in machine.output("notify-bot", "unlink", "dave")
+    for user in ("carol", "dave"):
+        machine.run("notify-add-analyst", user)
 
 
 def test_removed_analyst_keeps_the_files(machine):
     machine.script("carol", "mine.py", "print('{}')\n")
-    assert "are kept" in machine.output("notify-add-analyst", "--remove", "carol")
+    assert "scripts are kept" in machine.output("notify-add-analyst", "--remove", "carol")
     assert machine.path("/home/carol/user/notifications/mine.py").exists()
     assert "dataread" not in machine.output("id", "-nG", "carol").split()
     assert not machine.path("/var/lib/systemd/linger/carol").exists()
     assert machine.show("notify-scripts@carol.socket", "ActiveState", "UnitFileState") == {
         "ActiveState": "inactive", "UnitFileState": "disabled"}
     assert machine.output("find", "/run/notify-scripts", "-name", "carol*") == ""
-    assert not list(machine.path("/home/carol/.config/systemd/user").glob("timers.target.wants/*"))
     assert machine.request("carol", "GET", "/health")[0] == "PermissionError"
     assert machine.run("notify-add-analyst", "--remove", "carol").returncode == 0
     assert "carol is ready" in machine.output("notify-add-analyst", "carol")
@@ -190,7 +395,8 @@ def test_removed_analyst_keeps_the_files(machine):
 @pytest.mark.parametrize(("arguments", "status"), [
     ((), 64), (("--purge", "carol"), 64), (("carol", "dave"), 64), (("",), 65), (("root",), 65), (("deploy",), 65),
     (("www-data",), 65), (("nobody",), 65), (("../carol",), 65), (("a b",), 65), (("-",), 64), (("x" * 33,), 65),
-    (("carol@home",), 65), (("--remove", "nosuchuser"), 67), (("--help",), 0),
+    (("carol@home",), 65), (("--remove", "nosuchuser"), 67), (("--help",), 0), (("--remove", "--create", "carol"), 64),
+    (("--keep-link", "carol"), 64),
 ])
 def test_odd_arguments_are_refused(machine, arguments, status):
     assert machine.run("notify-add-analyst", *arguments, check=False).returncode == status
@@ -200,9 +406,11 @@ def test_home_full_of_links_hurts_nobody_else(machine):
     """A folder that is a link leads only where its owner may write."""
     machine.run("useradd", "--create-home", "eve")
     machine.run("ln", "-s", "/etc", "/home/eve/user", user="eve")
-    done = machine.run("notify-add-analyst", "eve", check=False)
-    assert done.returncode == 71
+    machine.run("notify-add-analyst", "eve")
+    until(lambda: machine.user_systemctl("eve", "show", "--property=Result", "notify-runner-folders.service")
+          == "Result=exit-code", 20, "eve's own manager fails at it")
     assert not machine.path("/etc/notifications").exists()
+    machine.run("notify-add-analyst", "--remove", "eve")
 
 
 def test_not_root_is_told_so(machine):
@@ -211,22 +419,49 @@ def test_not_root_is_told_so(machine):
 
 def test_uninstall_keeps_settings_and_data(machine):
     machine.path("/data/notifications/telegram_users.json").write_text("{}")
+    machine.user_systemctl("dave", "enable", "--now", "notify-runner@mine.timer")
+    own = "/home/dave/.config"
     words = machine.make("uninstall")
     assert "Kept:" in words
-    assert "switched off for carol; after another installation it takes this again: notify-add-analyst carol" in words
+    for user in ("carol", "dave"):
+        assert f"switched off for {user}; another installation switches it on again" in words
     left = machine.output("find", "/usr/local", "/etc/systemd", "/data", "/etc/sudoers.d", "-name", "*notify*")
     assert left == ""
+    # dave lingers of his own accord; nothing of ours fires in what goes on.
+    assert not machine.path("/var/lib/systemd/linger/carol").exists()
+    assert machine.path("/var/lib/systemd/linger/dave").exists()
+    assert machine.user_systemctl("dave", "list-units", "--no-legend", "--state=active", "notify-*") == ""
+    assert machine.user_systemctl("dave", "list-timers", "--no-legend", "notify-*") == ""
+    assert machine.path(own).exists()
     for kept in ("/etc/notify-bot/telegram-bot-token", "/data/notifications/telegram_users.json",
                  "/home/carol/user/notifications/mine.py"):
         assert machine.path(kept).exists()
     assert machine.output("systemctl", "list-units", "--all", "--no-legend", "notify-*") == ""
     assert not os.path.lexists(machine.path(BOT_SOCKET))
     assert machine.output("find", "/run/notify-bot", "/run/notify-scripts", "-type", "s") == ""
-    assert not list(machine.path("/home/carol/.config/systemd/user").glob("timers.target.wants/*"))
     words = machine.make("install")
-    assert "Installed." in words and "       notify-add-analyst carol     (a member of dataread" in words
-    machine.run("notify-add-analyst", "carol")
+    for user in ("carol", "dave"):
+        assert f"switched on again for {user}" in words and f"notify-add-analyst {user}" not in words
+        assert user_unit(machine, user, "notify-runner.timer")
+        assert machine.show(f"notify-scripts@{user}.socket", "ActiveState", "UnitFileState") == {
+            "ActiveState": "active", "UnitFileState": "enabled"}
+        assert machine.request(user, "GET", "/health")[0] in (200, 503)
+    assert user_unit(machine, "dave", "notify-runner@mine.timer")
+
+
+def test_account_of_the_bot_without_its_group(machine):
+    machine.make("uninstall")
+    machine.run("usermod", "--gid", "users", "deploy")
+    if machine.run("getent", "group", "deploy", check=False).returncode == 0:
+        machine.run("groupdel", "deploy")
+    machine.make("install")
+    assert machine.output("stat", "-c", "%U:%G", "/run/notify-scripts/carol.sock") == "root:deploy"
     assert machine.request("carol", "GET", "/health")[0] in (200, 503)
+
+
+def test_root_runs_nothing_as_somebody_else():
+    for name in ("install.sh", "bin/notify-add-analyst"):
+        assert not re.search(r"\b(runuser|sudo|su|setpriv)\s+-", (CHECKOUT / name).read_text())
 
 
 def make(*arguments):

@@ -73,6 +73,13 @@ print(json.dumps({"notify": True, "title": "heavy", "message": f"{rows} rows, {s
 """
 
 
+LEAVES_A_MARK = """
+import json, pathlib
+pathlib.Path.home().joinpath("mark").write_text("ran")
+print(json.dumps({"notify": True, "title": "secret", "message": "figures of the new erin", "cooldown": "1m"}))
+"""
+
+
 def find(script, **output):
     return f"import json\nprint(json.dumps({output!r}))\n"
 
@@ -211,6 +218,7 @@ print(json.dumps({"notify": True, "title": "a picture", "message": "see", "image
     for user in CHATS:
         assert host.output("loginctl", "show-user", user, "--property=Sessions", "--value") == ""
         assert host.user_systemctl(user, "is-active", "notify-runner.timer") == "active"
+        host.run("mkdir", "-p", f"/home/{user}/.config/systemd/user", user=user)
         host.write(f"/home/{user}/.config/systemd/user/notify-runner.timer.d/test.conf", SOON, 0o644)
         host.user_systemctl(user, "daemon-reload")
         host.user_systemctl(user, "restart", "notify-runner.timer")
@@ -270,6 +278,46 @@ def test_what_analysts_run_works_from_the_timer_and_from_the_chat(host):
     host.press("bob", "▶ Run heavy.py")
     until(lambda: any("333334 rows, 45" in text for text in host.texts("bob")[before:]), 60, "the run's result")
     assert sum("photo" in message for message in host.messages("bob")) == 2
+
+
+def test_account_made_again_is_another_person(host, monkeypatch):
+    """erin leaves, and another erin comes: neither has anything to do with the other's chat."""
+    monkeypatch.setitem(CHATS, "erin", 1003)
+    host.control("POST", "chats", {"id": CHATS["erin"], "first_name": "Erin", "username": "erin"})
+    host.run("notify-add-analyst", "--create", "erin")
+    host.link("erin")
+    until(lambda: host.path("/home/erin/user/notifications").exists(), 20, "erin's manager makes the folders")
+    host.script("erin", "secret.py", LEAVES_A_MARK)
+    host.types("erin", "/status")
+    host.wait_for("erin", "secret.py")
+    was = host.uid("erin")
+    # Not by notify-add-analyst --remove, which would end the link.
+    host.run("loginctl", "disable-linger", "erin")
+    host.run("systemctl", "stop", "notify-scripts@erin.service", f"user@{was}.service")
+    host.run("userdel", "--remove", "erin")
+    host.run("useradd", "--create-home", "--uid", str(was + 500), "erin")
+    shown = host.output("notify-add-analyst", "erin")
+    assert "chat 1003 Erin (@erin)" in shown and f"not used: the account erin has the uid {was + 500}" in shown
+    until(lambda: host.path("/home/erin/user/notifications").exists(), 20, "the new erin's manager makes the folders")
+    host.script("erin", "secret.py", LEAVES_A_MARK)
+
+    assert host.send("erin", "of the new erin") == [404, {"ok": False, "error": "User 'erin' has no linked Telegram"}]
+    assert host.send("root", "for erin", user="erin")[0] == 404
+    host.user_systemctl("erin", "start", "notify-runner.service")
+    host.path("/home/erin/mark").unlink()
+    before = len(host.texts("erin"))
+    host.press("erin", "▶ Run secret.py")
+    host.types("erin", "/status")
+    host.types("erin", "/whoami")
+    host.wait_for("erin", "is linked to nobody")
+    said = host.texts("erin")[before:]
+    assert not [text for text in said if "secret" in text or "new erin" in text or "for erin" in text], said
+    assert any("Use /start to link your account" in text for text in said)
+    assert not host.path("/home/erin/mark").exists()
+    assert host.journal("-u", "notify-bot.service").count("the link of erin to chat 1003 is not used") == 1
+
+    host.run("notify-add-analyst", "--remove", "erin")
+    assert host.output("notify-bot", "links", "erin") == ""
 
 
 def test_deploy_may_use_sudo_for_analysts_only(host):

@@ -223,7 +223,7 @@ class Site:
 
     def analyst(self, name, chat_id):
         """An account that is an analyst, with a chat that is not linked."""
-        self.host.run("notify-add-analyst", name)
+        self.host.run("notify-add-analyst", "--create", name)
         self.chats.person(chat_id, name.title(), name)
 
     def apache(self, **values):
