@@ -21,6 +21,7 @@ from replies import Replies
 from runs import RunRefused, Runs
 from scripts_socket import ScriptsError, list_scripts
 from status_page import button, digest, short, status_page
+from strangers import Strangers
 from telegram_api import TelegramError, TelegramUnreachable
 from turns import Turns
 
@@ -44,7 +45,9 @@ COMMANDS = {
 class Chat:
     """Handles updates, in several threads at once."""
 
-    def __init__(self, settings, links: Links, invites: Invites, replies: Replies, runs: Runs, api):
+    def __init__(self, settings, links: Links, invites: Invites, replies: Replies, runs: Runs, api,
+                 strangers: Strangers):
+        self._strangers = strangers
         self._settings, self._links, self._invites, self._api = settings, links, invites, api
         self._replies, self._runs = replies, runs
         self.username = ""
@@ -56,13 +59,20 @@ class Chat:
 
     def introduce(self) -> None:
         """Learn the bot's own name and tell Telegram its commands. Raises what the API raises."""
-        me = self._api.call("getMe")
-        if not isinstance(me, dict):
-            raise TelegramUnreachable("getMe does not say who this bot is", unknown=False)
-        self.username = str(me.get("username", ""))
+        if not self.username:
+            me = self._api.call("getMe")
+            if not isinstance(me, dict):
+                raise TelegramUnreachable("getMe does not say who this bot is", unknown=False)
+            self.username = str(me.get("username", ""))
+            log.info("this bot is @%s", self.username)
         self._api.call("setMyCommands", {"commands": [{"command": command, "description": description}
                                                       for command, description in COMMANDS.items()]})
-        log.info("this bot is @%s", self.username)
+
+    def stranger(self, update: dict) -> int | None:
+        """The chat of an update, 0 where it has none, if it is linked to nobody; else None."""
+        event = _event(update, None)
+        chat_id = event.chat_id if event else 0
+        return chat_id if self._strangers.include(chat_id) else None
 
     def handle(self, update: dict, begin) -> None:
         """Answer an update. `begin()` is called before anything that must not be done twice."""
@@ -134,7 +144,9 @@ class Chat:
     def _command(self, text: str) -> str | None:
         """The command a text begins with; None where there is none, or it is for another bot."""
         match = _COMMAND.match(text)
-        if match is None or (match[2] or self.username).lower() != self.username.lower():
+        if match is None:
+            return None
+        if match[2] and self.username and match[2].lower() != self.username.lower():
             return None
         return match[1].lower()
 

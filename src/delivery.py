@@ -8,70 +8,54 @@ written down what became of it.
 from __future__ import annotations
 
 import logging
-import queue
-import random
 import threading
 import time
 
+from clock import EARLIEST, age
+from failures import MAX_BACKOFF_SECONDS, Failures, Floods, backoff, is_gone, rest_left
 from lanes import Lane, Lanes
 from metrics import Metrics
 from notification import LATE_SECONDS, Step, compose
 from outbox import CorruptEntry, Outbox
 from receipt import Outcome, Receipt
-from telegram_api import TelegramAPI, TelegramError, TelegramUnreachable
+from recipients import Recipients
+from strangers import Strangers
+from telegram_api import TelegramAPI, TelegramError, TelegramUnreachable, call_seconds
+from workers import Workers
 
 log = logging.getLogger("delivery")
 
-MAX_BACKOFF_SECONDS = 60
 TOKEN_RETRY_SECONDS = 60
 DISK_RETRY_SECONDS = 5
+EXPIRE_SECONDS = 30  # between two looks for what is parked and too old
 ERROR_RETRY_SECONDS = 60
-STUCK_SECONDS = 180
+STUCK_SECONDS = 180  # beyond the deadline of a call, or without one
 SLACK_SECONDS = 0.001  # two sums of the same times differ in their last digit
-LONGEST_REST_SECONDS = 86400
-FLOOD_CHATS, FLOOD_SECONDS = 3, 20
-
-
-class Recipients:
-    """What delivery asks and tells of the people behind the chats. The service has the real one."""
-
-    def chat_of(self, entry: dict) -> int | Outcome:
-        """Where a message for a user goes now, or why nowhere; its `chat_id` is where it was to go when accepted."""
-        return entry["chat_id"]
-
-    def blocked(self, user: str | None, chat_id: int, reason: str) -> None:
-        """Telegram delivers nothing to this chat any more."""
-
-    def moved(self, user: str | None, chat_id: int, new_chat_id: int) -> None:
-        """The chat has a new id."""
-
-    def delivered(self, entry: dict) -> None:
-        """A message is in the chat, whole."""
-
-    def expired(self, user: str) -> None:
-        """A message for `user` had grown too old and was given up."""
+MAX_UPLOAD_BYTES = 51 << 20
 
 
 class Delivery:
     """Delivers what is in the outbox, from `start` until `stop`. After `max_age` seconds a message is given up."""
 
-    def __init__(self, outbox: Outbox, api: TelegramAPI, recipients: Recipients, metrics: Metrics, max_age: float):
+    def __init__(self, outbox: Outbox, api: TelegramAPI, recipients: Recipients, metrics: Metrics, max_age: float,
+                 strangers: Strangers | None = None):
+        self._strangers = strangers or Strangers()
         self._outbox, self._api, self._recipients = outbox, api, recipients
         self._metrics, self._max_age = metrics, max_age
         self._changed = threading.Condition()
         self._lanes = Lanes()
         self._wakes_at = 0.0
-        self._failures = 0
-        self._flooded: dict[int, tuple[float, int]] = {}  # when refused, and the seconds of rest
+        self._failures = 0  # of Telegram, in a row
+        self._troubles = Failures()
+        self._floods = Floods()
         self._stopping = False
-        self._work: queue.SimpleQueue = queue.SimpleQueue()
-        self._workers: list[threading.Thread] = []
+        self._workers = Workers(self._work_once)
         self._receipts: dict[str, Receipt] = {}
         self._of_user: dict[str, tuple[int, int]] = {}  # how many, and the bytes of their pictures
         self._queued: dict[str, tuple[float, str | None, int]] = {}  # since when (monotonic), for whom, the bytes
         self._unrecorded: dict[str, tuple[dict, bool]] = {}
         self._scheduler = threading.Thread(target=self._schedule, name="delivery", daemon=True)
-        self.problem: str | None = None
+        self._problem: tuple[float, str] | None = None  # since when (monotonic)
         self.last_delivery: float | None = None
         self.beat = time.monotonic()
 
@@ -79,7 +63,7 @@ class Delivery:
         entries = self._outbox.load()
         with self._changed:
             for entry in entries:
-                if rest := _rest_left(entry):
+                if rest := rest_left(entry):
                     self._lanes.park(entry["chat_id"], time.monotonic() + rest)
             for entry in entries:
                 self._enqueue(entry)
@@ -97,6 +81,12 @@ class Delivery:
         for receipt in receipts.values():
             receipt.settle(None)
         return finished
+
+    @property
+    def problem(self) -> str | None:
+        """Why Telegram takes nothing now; None once a call of any kind has succeeded since."""
+        problem = self._problem
+        return problem[1] if problem and problem[0] > self._api.succeeded_at else None
 
     def queued(self, user: str | None = None) -> int:
         """How many messages are accepted and not delivered, in all or for a user."""
@@ -155,53 +145,38 @@ class Delivery:
         user = None if entry["reply"] else entry["user"]
         # The time of day is asked once: set forward by a day, it would make everything that waits too old.
         # A message that was retried by hand is as old as that.
-        age = max(0.0, time.time() - entry.get("retried_at", entry["accepted_at"]))
+        since = time.monotonic() - age(entry.get("retried_at", entry["accepted_at"]), time.time())
         size = entry["message"].get("photo_size")
         size = size if type(size) is int else 0
-        self._queued[entry["id"]] = (time.monotonic() - age, user, size)
+        self._queued[entry["id"]] = (since, user, size)
         if user:
             self._count(user, 1, size)
-        self._lanes.add(entry["chat_id"], entry["id"], entry["reply"])
+        stranger = entry["reply"] and self._strangers.include(entry["chat_id"])
+        if stranger:
+            self._strangers.hold(entry["id"], entry["chat_id"])
+        self._lanes.add(entry["chat_id"], entry["id"], entry["reply"], stranger)
 
     def _hand_out(self) -> float:
         """Give each lane whose turn it is to a worker; the seconds until the next turn. Whoever changes something
         does this at once, and only what the time makes ready waits for the scheduler: one thread less to wake."""
         now = time.monotonic()
         while (seconds := self._lanes.seconds_to_next(now)) <= 0:
-            self._work.put(self._lanes.take(now))
-            self._hire()
+            self._workers.give(self._lanes.take(now), len(self._lanes.under_way))
         if now + seconds < self._wakes_at - SLACK_SECONDS:
             self._changed.notify_all()
         return seconds
 
     def _schedule(self) -> None:
         with self._changed:
+            expired = time.monotonic()
             while not self._stopping:
+                if time.monotonic() - expired >= EXPIRE_SECONDS:
+                    expired = time.monotonic()
+                    self._lanes.wake(self._is_too_old)
                 seconds = self._hand_out()
                 self.beat = time.monotonic()
                 self._wakes_at = self.beat + seconds
                 self._changed.wait(seconds)
-
-    def _hire(self) -> None:
-        if len(self._workers) < len(self._lanes.under_way):
-            worker = threading.Thread(target=self._work_on, name=f"delivery-{len(self._workers)}", daemon=True)
-            try:
-                worker.start()
-            except RuntimeError as error:  # no thread is to be had now; whoever comes next asks again
-                log.error("delivery: %s; %d work", error, len(self._workers))
-            else:
-                self._workers.append(worker)
-
-    def _work_on(self) -> None:
-        lane = None
-        try:
-            while True:
-                lane = self._work_once(lane or self._work.get())
-        finally:
-            # An error of ours has ended this worker, and is logged; another takes its place.
-            with self._changed:
-                self._workers.remove(threading.current_thread())
-                self._hire()
 
     def _work_once(self, lane: Lane) -> Lane | None:
         """Send from a lane; the lane that is next, where there is one now."""
@@ -235,6 +210,8 @@ class Delivery:
         if entry_id in self._unrecorded:
             self._record(lane, entry_id)
             return
+        if self._expire_old(lane):
+            return
         try:
             entry = self._outbox.read(entry_id)
             if not self._is_addressed(lane, entry):
@@ -252,10 +229,7 @@ class Delivery:
             self._succeeded(lane, entry, last)
 
     def _is_addressed(self, lane: Lane, entry: dict) -> bool:
-        """Whether the message still belongs in this chat and is not too old; if not, it is dealt with."""
-        if self._age(entry) > self._max_age:
-            self._expire(lane, entry)
-            return False
+        """Whether the message still belongs in this chat; if not, it is dealt with."""
         if not entry["user"] or entry["reply"]:
             return True
         where = self._recipients.chat_of(entry)
@@ -265,15 +239,33 @@ class Delivery:
             self._readdress(lane, entry, where)
         return where == lane.chat_id
 
+    def _expire_old(self, lane: Lane) -> bool:
+        """Give up what has grown too old, wherever it stands; whether there was any. A parked lane is taken for
+        nothing else."""
+        with self._changed:
+            old = [entry_id for entry_id in (*lane.replies, *lane.notifications) if self._is_too_old(entry_id)]
+        for entry_id in old:
+            try:
+                self._expire(lane, self._outbox.read(entry_id))
+            except CorruptEntry as error:
+                self._outbox.set_aside(entry_id, str(error))
+                self._finish(lane, entry_id, Outcome(502, "the stored message is damaged"))
+        return bool(old)
+
+    def _is_too_old(self, entry_id: str) -> bool:
+        return time.monotonic() - self._queued[entry_id][0] > self._max_age
+
     def _age(self, entry: dict) -> float:
         return time.monotonic() - self._queued[entry["id"]][0]
 
     def _step(self, entry: dict) -> tuple[Step, bool]:
-        late = max(self._age(entry), entry.get("retried_at", 0) - entry["accepted_at"]) > LATE_SECONDS
-        if entry["part"] == 0 and not entry["reply"] and late:
-            entry["late_since"] = entry["accepted_at"]
+        waited = self._age(entry)
+        if entry["accepted_at"] >= EARLIEST:
+            waited = max(waited, entry.get("retried_at", 0) - entry["accepted_at"])
+        if entry["part"] == 0 and not entry["reply"] and waited > LATE_SECONDS:
+            entry["late_since"] = time.time() - waited
         try:
-            steps = compose(entry["message"], entry["late_since"])
+            steps = compose(entry["message"], entry["late_since"], entry.get("text_first") is True)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             # Only a file that somebody else wrote can have fields of other types than those the send API takes.
             raise CorruptEntry(f"its message cannot be composed: {error!r}") from error
@@ -295,13 +287,17 @@ class Delivery:
         if step.attachment:
             parameter, filename, content = step.attachment
             files = {parameter: (filename, self._outbox.photo(entry_id) if content is None else content)}
+            with self._changed:  # a call that is large may take long, and is not stuck
+                self._lanes.under_way[chat_id] += call_seconds(MAX_UPLOAD_BYTES)
         self._api.call(step.method, {"chat_id": chat_id, **step.params}, files)
 
     def _succeeded(self, lane: Lane, entry: dict, last: bool) -> None:
-        if self.problem:
+        if self._problem:
             log.warning("Telegram answers again; %d messages are queued", self.queued())
-        self.problem = None
+        self._problem = None
         self._failures = lane.failures = 0
+        with self._changed:
+            self._troubles.succeeded(entry["id"], time.monotonic())
         self._lanes.one_at_a_time = False
         self.last_delivery = time.time()
         self._unrecorded[entry["id"]] = (entry, last)
@@ -323,7 +319,8 @@ class Delivery:
         seconds = self._age(entry)
         self._metrics.count("delivered")
         self._metrics.observe(seconds)
-        log.info("delivered %s to %s in %.1f s", entry["id"], entry["user"] or f"chat {lane.chat_id}", seconds)
+        log.log(logging.DEBUG if lane.stranger else logging.INFO, "delivered %s to %s in %.1f s", entry["id"],
+                entry["user"] or f"chat {lane.chat_id}", seconds)
         self._finish(lane, entry["id"], Outcome(200))
         self._recipients.delivered(entry)
 
@@ -332,14 +329,36 @@ class Delivery:
             self._metrics.count("unknown")
             log.warning("%s: %s; it may have been delivered and is sent again", entry["id"], error)
         lane.failures += 1
-        lane.parked_until = time.monotonic() + _backoff(lane.failures)
+        lane.parked_until = (now := time.monotonic()) + backoff(lane.failures)
         with self._changed:
-            if self._failures == 0:
-                log.warning("Telegram cannot be reached (%s); %d messages wait", error, self.queued())
-            self.problem = f"Telegram cannot be reached: {error}"
-            self._failures += 1
-            self._lanes.one_at_a_time = True
-            self._lanes.pause(time.monotonic() + _backoff(self._failures))
+            # A connection that cannot be made says nothing of the message; of strangers' chats nobody knows anything.
+            general = not error.unknown or (
+                not lane.stranger
+                and self._troubles.failed(entry["id"], lane.chat_id, now, self._api.succeeded_at))
+            if general:
+                self._pause_for_telegram(now, error)
+            else:
+                self._failures, self._lanes.one_at_a_time = 0, False
+        if not general:
+            self._fails_alone(lane, entry, error)
+
+    def _pause_for_telegram(self, now: float, error: TelegramUnreachable) -> None:
+        if self._failures == 0:
+            log.warning("Telegram cannot be reached (%s); %d messages wait", error, self.queued())
+        self._problem = now, f"Telegram cannot be reached: {error}"
+        self._failures += 1
+        self._lanes.one_at_a_time = True
+        self._lanes.pause(now + backoff(self._failures))
+
+    def _fails_alone(self, lane: Lane, entry: dict, error: TelegramUnreachable) -> None:
+        """A message that Telegram cannot take while it takes others: its text goes ahead of its picture, and in the
+        end it is given up."""
+        if self._troubles.is_hopeless(entry["id"], time.monotonic()):
+            self._fail(lane, entry, 502, f"Telegram takes other messages and not this one: {error}")
+        elif (entry["message"].get("photo") and entry["part"] == 0 and not entry.get("text_first")
+              and self._troubles.wants_text_first(entry["id"])):
+            log.warning("%s: its text is sent ahead of its picture, which fails: %s", entry["id"], error)
+            self._outbox.save({**entry, "text_first": True})
 
     def _refused(self, lane: Lane, entry: dict, error: TelegramError) -> None:
         if error.retry_after is not None:
@@ -350,7 +369,7 @@ class Delivery:
             log.warning("chat %d has become chat %d", lane.chat_id, error.migrate_to)
             self._recipients.moved(entry["user"], lane.chat_id, error.migrate_to)
             self._readdress(lane, entry, error.migrate_to)
-        elif _is_gone(error):
+        elif is_gone(error):
             self._recipients.blocked(entry["user"], lane.chat_id, error.description)
             self._fail(lane, entry, 409, error.description)
         else:
@@ -359,17 +378,11 @@ class Delivery:
     def _slow_down(self, lane: Lane, entry: dict, seconds: int) -> None:
         now = time.monotonic()
         self._metrics.count("rate_limited")
-        log.warning("Telegram wants %d s of rest for chat %d", seconds, lane.chat_id)
         lane.parked_until = now + seconds + 0.1
         lane.pace.slow_down()
         with self._changed:
-            self._flooded = {chat: (when, rest) for chat, (when, rest) in self._flooded.items()
-                             if now - when < FLOOD_SECONDS}
-            self._flooded[lane.chat_id] = (now, seconds)
-            if len(self._flooded) >= FLOOD_CHATS:
-                # Several chats at once are refused for what the bot does, not for what one chat got.
-                # What they have in common is the least of what they were told; more is a chat's own affair.
-                shared = min(rest for _, rest in self._flooded.values())
+            # Anybody can have a stranger's chat refused, so it says nothing of the whole.
+            if not lane.stranger and (shared := self._floods.refused(lane.chat_id, seconds, now)):
                 self._lanes.pause(now + min(shared, MAX_BACKOFF_SECONDS))
                 self._lanes.slow_down()
         try:
@@ -377,13 +390,14 @@ class Delivery:
             self._outbox.save({**entry, "refused_at": time.time(), "retry_after": seconds})
         except OSError as error:
             log.warning("outbox: %s; a restart forgets the rest of chat %d", error, lane.chat_id)
+        log.warning("Telegram wants %d s of rest for chat %d", seconds, lane.chat_id)
 
     def _pause_for_token(self, error: TelegramError) -> None:
         problem = f"Telegram refuses the bot token: {error.description}"
-        if self.problem != problem:
+        if self._problem is None or self._problem[1] != problem:
             log.critical("Telegram refuses the bot token (%s): put the right one in place and restart "
                          "notify-bot.service; %d messages wait", error.description, self.queued())
-        self.problem = problem
+        self._problem = time.monotonic(), problem
         with self._changed:
             self._lanes.one_at_a_time = True
             self._lanes.pause(time.monotonic() + TOKEN_RETRY_SECONDS)
@@ -407,13 +421,17 @@ class Delivery:
             self._recipients.expired(entry["user"])
 
     def _give_up(self, lane: Lane, entry: dict, status: int, reason: str) -> None:
-        self._outbox.failed(entry, status, reason)
-        log.error("%s for %s failed for good: %s", entry["id"], entry["user"] or f"chat {lane.chat_id}", reason)
+        if lane.stranger:
+            self._outbox.discard(entry["id"])  # anybody could fill the disk with refusals
+        else:
+            self._outbox.failed(entry, status, reason)
+            log.error("%s for %s failed for good: %s", entry["id"], entry["user"] or f"chat {lane.chat_id}", reason)
         self._finish(lane, entry["id"], Outcome(status, reason))
 
     def _finish(self, lane: Lane, entry_id: str, outcome: Outcome) -> None:
         with self._changed:
             lane.remove(entry_id)
+            self._troubles.forget(entry_id)
         self._forget(entry_id, outcome)
 
     def _forget(self, entry_id: str, outcome: Outcome) -> None:
@@ -422,6 +440,7 @@ class Delivery:
             if user:
                 self._count(user, -1, -size)
             receipt = self._receipts.pop(entry_id, None)
+        self._strangers.leave(entry_id)
         if receipt:
             receipt.settle(outcome)
 
@@ -429,20 +448,3 @@ class Delivery:
         count, total = self._of_user.pop(user, (0, 0))
         if count + messages:
             self._of_user[user] = count + messages, total + size
-
-
-def _backoff(failures: int) -> float:
-    return min(MAX_BACKOFF_SECONDS, 0.5 * 2 ** min(failures, 10)) * random.uniform(0.5, 1)
-
-
-def _rest_left(entry: dict) -> float:
-    """Seconds for which an earlier run was told to send nothing to the chat of this entry."""
-    since, seconds = entry.get("refused_at"), entry.get("retry_after")
-    if type(since) not in (int, float) or type(seconds) is not int or not 0 < seconds <= LONGEST_REST_SECONDS:
-        return 0.0
-    # Nor longer than it was told, where the clock was set back meanwhile.
-    return max(0.0, min(seconds, seconds - (time.time() - since)))
-
-
-def _is_gone(error: TelegramError) -> bool:
-    return error.code == 403 or "chat not found" in error.description.lower()

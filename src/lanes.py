@@ -1,8 +1,11 @@
 """Whose turn it is: a lane for each chat with something to send, and the pace of each and of the bot.
 
-A lane has at most one call under way, so order holds within a chat and chats do not wait for one another. Of the
-lanes that may send now those with replies go first, then who has waited longest. A lane waits for its own pace,
-and while it is parked; all wait for the pace of the bot and while there is a pause.
+A lane has at most one call under way, so order holds within a chat and chats do not wait for one another. A reply
+goes ahead of the notifications in its own chat. Of the lanes that may send now the one goes that has waited longest.
+A lane waits for its own pace, and while it is parked; all wait for the pace of the bot and while there is a pause.
+
+Lanes of strangers (strangers.py) have a pace and a number of calls under way in common, and while a linked chat waits
+never two turns one after the other. So they take at most half of what there is from the others, and mostly a sixth.
 
 Nothing here locks or looks at a clock: the caller holds its lock and passes the time, time.monotonic().
 """
@@ -12,6 +15,8 @@ from __future__ import annotations
 import heapq
 from collections import deque
 
+from strangers import STRANGER_SECONDS
+
 # Bot API FAQ, "My bot is hitting limits": 1/s in a chat, 20/min in a group, 30/s in all. What counts is when a request
 # arrives, which is some time before its call ends; so a pace is counted from the end.
 CHAT_PACE = (1.02, 3)
@@ -19,6 +24,7 @@ GROUP_PACE = (3.05, 1)
 BOT_CALLS, BOT_SECONDS = 30, 1.02
 SLOW_DOWN, SLOWEST, EASE = 1.5, 4, 0.98
 MAX_UNDER_WAY = 16
+MAX_STRANGERS_UNDER_WAY = 4
 # One more call at once only every so often: calls that are answered sooner need no second thread, which would only
 # get in the way of the first.
 RAMP_SECONDS = 0.005
@@ -88,7 +94,8 @@ class Window:
 class Lane:
     """What is to be sent to one chat: IDs, in order. `failures` counts those since the last success."""
 
-    __slots__ = ("chat_id", "failures", "notifications", "pace", "parked_until", "replies", "scheduled")
+    __slots__ = ("chat_id", "counted", "failures", "notifications", "pace", "parked_until", "replies", "scheduled",
+                 "stranger")
 
     def __init__(self, chat_id: int):
         self.chat_id = chat_id
@@ -97,6 +104,8 @@ class Lane:
         self.pace = Pace(*(GROUP_PACE if chat_id < 0 else CHAT_PACE))
         self.parked_until = 0.0
         self.failures = 0
+        self.stranger = False  # linked to nobody
+        self.counted = False  # its call is one of the strangers'
         self.scheduled = False  # waiting for its time, for its turn, or for the end of its call
 
     def is_empty(self) -> bool:
@@ -106,8 +115,7 @@ class Lane:
         return (self.replies or self.notifications)[0]
 
     def remove(self, entry_id: str) -> None:
-        """Take out what was the head; a reply may have come in front of it since."""
-        (self.replies if self.replies and self.replies[0] == entry_id else self.notifications).popleft()
+        (self.replies if entry_id in self.replies else self.notifications).remove(entry_id)
 
 
 class Lanes:
@@ -116,8 +124,11 @@ class Lanes:
     def __init__(self):
         self._lanes: dict[int, Lane] = {}
         self._waiting: list[tuple[float, int, Lane]] = []
-        self._ready_replies: deque[Lane] = deque()
         self._ready: deque[Lane] = deque()
+        self._ready_strangers: deque[Lane] = deque()
+        self._strangers_pace = Pace(STRANGER_SECONDS, 1)
+        self._strangers_under_way = 0
+        self._was_stranger = False  # the latest turn
         self._turn = 0
         self._window = Window(BOT_CALLS, BOT_SECONDS)
         self._paused_until = 0.0
@@ -125,10 +136,15 @@ class Lanes:
         self.under_way: dict[int, float] = {}
         self.one_at_a_time = False  # while it is not known whether Telegram answers
 
-    def add(self, chat_id: int, entry_id: str, reply: bool) -> None:
+    def add(self, chat_id: int, entry_id: str, reply: bool, stranger: bool = False) -> None:
         lane = self._lanes.get(chat_id)
         if lane is None:
             lane = self._lanes[chat_id] = Lane(chat_id)
+        was_stranger = lane.stranger
+        lane.stranger = stranger and (was_stranger or lane.is_empty())
+        if was_stranger and not lane.stranger and lane in self._ready_strangers:  # the chat has been linked
+            self._ready_strangers.remove(lane)
+            self._ready.append(lane)
         (lane.replies if reply else lane.notifications).append(entry_id)
         self._schedule(lane)
 
@@ -148,6 +164,12 @@ class Lanes:
         lane = self._lanes.setdefault(chat_id, Lane(chat_id))
         lane.parked_until = max(lane.parked_until, until)
 
+    def wake(self, is_due) -> None:
+        """Let lanes take their turn whatever rest they owe, where `is_due(id)` of what is first in them."""
+        self._waiting = [(0.0 if any(is_due(pending[0]) for pending in (lane.replies, lane.notifications) if pending)
+                          else at, turn, lane) for at, turn, lane in self._waiting]
+        heapq.heapify(self._waiting)
+
     def pause(self, until: float) -> None:
         """Give out no call before `until`."""
         self._paused_until = max(self._paused_until, until)
@@ -160,25 +182,37 @@ class Lanes:
         """How long until there is a call to take, 0 when now; sooner when something is added or given back."""
         while self._waiting and self._waiting[0][0] <= now:
             lane = heapq.heappop(self._waiting)[2]
-            (self._ready_replies if lane.replies else self._ready).append(lane)
-        for ready in (self._ready_replies, self._ready):
+            (self._ready_strangers if lane.stranger else self._ready).append(lane)
+        for ready in (self._ready, self._ready_strangers):
             while ready and ready[0].is_empty():  # what was in it has been withdrawn
                 ready.popleft().scheduled = False
         if len(self.under_way) >= (1 if self.one_at_a_time else MAX_UNDER_WAY):
             return LOOK_AGAIN_SECONDS
-        if self._ready_replies or self._ready:
-            # A pause may be longer than a lock can wait (threading.TIMEOUT_MAX): it is looked at again.
-            return min(LOOK_AGAIN_SECONDS, max(0.0, self._window.seconds_to_next(now),
-                                               max(self._paused_until, self._one_more_at) - now))
-        self._forget_rested(now)
-        return min(LOOK_AGAIN_SECONDS, self._waiting[0][0] - now) if self._waiting else LOOK_AGAIN_SECONDS
+        if not self._ready and not self._ready_strangers:
+            self._forget_rested(now)
+        seconds = min(self._waiting[0][0] - now if self._waiting else LOOK_AGAIN_SECONDS,
+                      0.0 if self._ready else self._seconds_to_stranger(now))
+        # A pause may be longer than a lock can wait (threading.TIMEOUT_MAX): it is looked at again.
+        return min(LOOK_AGAIN_SECONDS, max(seconds, self._window.seconds_to_next(now),
+                                           max(self._paused_until, self._one_more_at) - now))
+
+    def _seconds_to_stranger(self, now: float) -> float:
+        if not self._ready_strangers or self._strangers_under_way >= MAX_STRANGERS_UNDER_WAY:
+            return LOOK_AGAIN_SECONDS
+        return max(0.0, self._strangers_pace.ready_at() - now)
 
     def take(self, now: float) -> Lane:
         """The lane whose head is to be sent now; to be given back when the call has ended."""
-        lane = (self._ready_replies or self._ready).popleft()
+        strangers = self._seconds_to_stranger(now) <= 0 and not (self._ready and self._was_stranger)
+        lane = (self._ready_strangers if strangers else self._ready).popleft()
+        self._was_stranger = strangers
+        if strangers:
+            self._strangers_pace.take(now)
+            self._strangers_under_way += 1
         self._window.begin()
         self.under_way[lane.chat_id] = now
         self._one_more_at = now + RAMP_SECONDS
+        lane.counted = strangers
         return lane
 
     def give_back(self, lane: Lane, now: float) -> None:
@@ -186,6 +220,7 @@ class Lanes:
         self._window.end(now)
         lane.pace.take(now)
         del self.under_way[lane.chat_id]
+        self._strangers_under_way -= lane.counted
         self._one_more_at = now
         lane.scheduled = False
         self._schedule(lane)

@@ -18,6 +18,7 @@ import pwd
 import time
 from pathlib import Path
 
+from clock import EARLIEST
 from jsonstore import JsonStore, StoreError
 
 log = logging.getLogger("links")
@@ -133,6 +134,13 @@ class Links:
             code = _unused(codes)
             codes[code] = {"chat_id": chat_id, "created_at": int(now), "chat_name": chat_name}
         return code
+
+    def restamp(self, now: float) -> None:
+        """Let codes that were made before the clock was set begin to age now."""
+        if now >= EARLIEST and any(map(_is_early, self._codes.read().values())):
+            with self._codes.update() as codes:
+                for entry in filter(_is_early, codes.values()):
+                    entry["created_at"] = int(now)
 
     def peek(self, code: str, now: float | None = None) -> dict:
         """What stands behind a code, without using it up. Raises LinkError."""
@@ -252,9 +260,15 @@ def _is_record(record) -> bool:
     return isinstance(record, dict) and type(record.get("chat_id")) is int
 
 
+def _is_early(entry) -> bool:
+    return _is_record(entry) and type(entry.get("created_at")) in (int, float) and entry["created_at"] < EARLIEST
+
+
 def _is_valid(entry, now: float) -> bool:
     if not _is_record(entry) or type(entry.get("created_at")) not in (int, float):
         return False
+    if entry["created_at"] < EARLIEST <= now:
+        return True  # the clock was not set; `restamp` lets its time begin when that is seen
     # A code from the future was made before the clock was set back; it is not older than that step.
     return -CODE_SECONDS < now - entry["created_at"] < CODE_SECONDS
 

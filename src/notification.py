@@ -75,14 +75,15 @@ class Step:
         return Step("sendDocument", self.params, ("document", *self.attachment[1:]))
 
 
-def compose(message: dict, late_since: float | None = None) -> list[Step]:
-    """The calls that deliver a message, in order. `late_since`: the unix time it was accepted, if it says so."""
+def compose(message: dict, late_since: float | None = None, text_first: bool = False) -> list[Step]:
+    """The calls that deliver a message, in order. `late_since`: the unix time it was accepted, if it says so.
+    `text_first`: the text does not wait for the picture."""
     title = message.get("title") or ""
     body = _body(message, late_since, message.get("parse_mode", "Markdown"))
     if body.parse_mode and len(body.headed(title, "bold").text) > MAX_TEXT:
         # A markup that only Telegram reads cannot be cut in parts: a long text arrives as it was written.
         body = _body(message, late_since, "")
-    steps = _photo_steps(message, title, body) if message.get("photo") else _text_steps(title, body)
+    steps = _photo_steps(message, title, body, text_first) if message.get("photo") else _text_steps(title, body)
     if message.get("silent"):
         for step in steps:
             step.params["disable_notification"] = True
@@ -187,13 +188,18 @@ def _as_file(title: str, body: _Text, whole: _Text) -> Step:
     return Step("sendDocument", caption.params("caption"), ("document", "message.txt", content.encode()))
 
 
-def _photo_steps(message: dict, title: str, body: _Text) -> list[Step]:
+def _photo_steps(message: dict, title: str, body: _Text, text_first: bool) -> list[Step]:
     whole = body.headed(title, "bold")
     fits = len(whole.text) <= MAX_CAPTION and len(whole.entities) <= MAX_ENTITIES
     caption = whole if fits else _Text("", []).headed(title if len(title) <= MAX_CAPTION else "", "bold")
     photo = Step("sendPhoto", caption.params("caption"), ("photo", message["photo"], None))
     if message.get("photo_size", 0) > MAX_PHOTO_BYTES:
         photo = photo.as_document()
+    if text_first:
+        photo.params.pop("caption")
+        for markup in ("parse_mode", "caption_entities"):
+            photo.params.pop(markup, None)
+        return [*_text_steps(title, body), photo]
     if fits:
         return [photo]
     return [photo, *_text_steps(title if len(title) > MAX_CAPTION else "", body)]

@@ -30,7 +30,7 @@ import service
 import unixhttp
 import webapi
 from chat import Chat
-from delivery import Delivery, Recipients
+from delivery import Delivery
 from gateway import Gateway
 from invites import Invites
 from jsonstore import StoreError
@@ -41,9 +41,11 @@ from overdue import Overdue
 from polling import Poller
 from receipt import Outcome
 from recent import Recent
+from recipients import Recipients
 from replies import Replies
 from runs import Runs
 from sendapi import Context, SendHandler
+from strangers import Strangers
 from telegram_api import TelegramAPI
 
 log = logging.getLogger("notify-bot")
@@ -77,6 +79,12 @@ class People(Recipients):
         if link.blocked:
             return Outcome(409, str(link.blocked))
         return link.chat_id
+
+    def is_linked(self, chat_id: int) -> bool:
+        try:
+            return self._links.of_chat(chat_id) is not None
+        except StoreError:
+            return False  # which is said where somebody is answered
 
     def blocked(self, user: str | None, chat_id: int, reason: str) -> None:
         self._change(chat_id, lambda link: self._links.mark_blocked(link, reason))
@@ -137,6 +145,7 @@ class Welcomer:
 
     def look(self) -> None:
         try:
+            self._links.restamp(time.time())
             links = self._links.all()
             if links is self._seen:
                 return
@@ -179,12 +188,13 @@ class Service:
         self._metrics = Metrics()
         recent = Recent(self._outbox.directory)
         self._people = People(self._links, Gateway(settings.ws_socket), recent)
-        self._delivery = Delivery(self._outbox, self._api, self._people, self._metrics, settings.max_age)
+        strangers = Strangers(self._people.is_linked)
+        self._delivery = Delivery(self._outbox, self._api, self._people, self._metrics, settings.max_age, strangers)
         replies = Replies(self._outbox, self._delivery)
         self._runs = Runs(settings.scripts_dir, settings.data_dir, replies)
         invites = Invites(settings.data_dir, self._links)
-        self._chat = Chat(settings, self._links, invites, replies, self._runs, self._api)
-        self._poller = Poller(self._api, settings.data_dir, self._chat)
+        self._chat = Chat(settings, self._links, invites, replies, self._runs, self._api, strangers)
+        self._poller = Poller(self._api, settings.data_dir, self._chat, strangers)
         self._welcomer = Welcomer(self._links, self._chat)
         self._overdue = Overdue(self._links, settings.scripts_dir, replies.tell)
         contexts = {"send-api": Context(self._outbox, self._delivery, self._links, self._metrics, self),

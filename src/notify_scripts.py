@@ -9,7 +9,7 @@ the project and nothing from the environment. It gains no privilege and needs no
 - The home is the one in the account database; $HOME is whatever a caller says.
 - A script is an entry of ~/user/notifications, never a path, and a file that only its owner can change.
 - A script's process group ends with the script, after a time, or when it prints too much.
-- On the socket only the bot's account and the owner are answered; a picture goes as an open descriptor.
+- On the socket only the bot's account and the owner are answered; the bytes of a picture follow the answer.
 """
 
 from __future__ import annotations
@@ -504,7 +504,8 @@ class Server:
 
     Requests: `{"do": "list"}`, `{"do": "run", "name": …}`, `{"do": "sync-status"}`. Answers:
     `{"ok": true, …}` or `{"ok": false, "error": a sentence, "stderr": a tail}`. The answer to a run has its
-    `output`, and where that names an image either `image` with its descriptor (SCM_RIGHTS) or `image_error`.
+    `output`, and where that names an image either `image` with its `size`, the bytes of which follow the line, or
+    `image_error`. No descriptor is passed: to read or close one may wait for ever (FUSE, NFS).
     """
 
     def __init__(self, listener: socket.socket, account: Account, bot_user: str):
@@ -643,8 +644,10 @@ def _receive_line(connection: socket.socket) -> dict:
 def _send_line(connection: socket.socket, answer: dict, descriptors: list[int]) -> None:
     line = json.dumps(answer).encode() + b"\n"
     connection.settimeout(ANSWER_SECONDS)
-    sent = socket.send_fds(connection, [line], descriptors) if descriptors else 0
-    connection.sendall(line[sent:])
+    connection.sendall(line)
+    for descriptor in descriptors:
+        with open(descriptor, "rb", closefd=False) as image:
+            connection.sendfile(image, 0, answer["image"]["size"])
 
 
 def _uid_of(name: str) -> list[int]:

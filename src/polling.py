@@ -2,6 +2,9 @@
 
     polling.json   {"offset": int, "pending": {update_id: {"update": {…}, "started": bool}}}
 
+Updates of strangers (strangers.py) are handled one at a time, apart from the others; those without a place are dropped
+before they are written down.
+
 An update is on disk before Telegram is told that it was received (the next call's `offset` does that), and leaves
 the file when it has been handled. What a crash interrupts is handled again by the next start, but for work that
 must not be repeated: that is marked as started before it begins, and is then only spoken of.
@@ -13,34 +16,43 @@ import logging
 import random
 import threading
 import time
+from collections import deque
 from pathlib import Path
 
 from jsonstore import JsonStore, StoreError
+from strangers import STRANGER_SECONDS, Strangers
 from telegram_api import TelegramAPI, TelegramError, TelegramUnreachable
 
 log = logging.getLogger("polling")
 
 POLL_SECONDS = 50  # the longest that getUpdates waits
 POLL_ANSWER_SECONDS = POLL_SECONDS + 15
-STUCK_SECONDS = POLL_ANSWER_SECONDS + 60
+STUCK_SECONDS = POLL_ANSWER_SECONDS + 120  # beyond the deadline of a call, with its connects
 MAX_BACKOFF_SECONDS = 60
+EMPTY_POLL_SECONDS = 0.5  # at least, for a poll that brings nothing
+INTRODUCE_SECONDS = 5, 600  # between two attempts, doubled each time
 MAX_HANDLERS = 32
 ALLOWED_UPDATES = ["message", "callback_query"]
 
 
 class Poller:
-    """Polls from `start` until `stop`. `handler` has `handle(update, begin)`, `interrupted(update)` and
-    `introduce()`, which is called once before the first poll and may raise what the API raises."""
+    """Polls from `start` until `stop`. `handler` has `handle(update, begin)`, `interrupted(update)`,
+    `stranger(update)`, which is the chat of an update where that is linked to nobody, else None, and `introduce()`,
+    which may raise what the API raises and is called again until it does not."""
 
-    def __init__(self, api: TelegramAPI, data_dir: Path, handler):
+    def __init__(self, api: TelegramAPI, data_dir: Path, handler, strangers: Strangers | None = None):
         self._api = api
         self._handler = handler
+        self._strangers = strangers or Strangers()
+        self._of_strangers: deque[tuple[dict, bool]] = deque()
+        self._stranger_at_work = threading.Lock()
+        self._offset: int | None = None
         self._store = JsonStore(data_dir / "polling.json", mode=0o600)
         self._stopping = threading.Event()
         self._slots = threading.BoundedSemaphore(MAX_HANDLERS)
         self._thread = threading.Thread(target=self._run, name="polling", daemon=True)
         self._at_work: set[str] = set()
-        self._introduced = self._resumed = False
+        self._resumed = False
         self._failures = 0
         self._problem_kind: str | None = None
         self.problem: str | None = None
@@ -49,6 +61,7 @@ class Poller:
 
     def start(self) -> None:
         self._thread.start()
+        threading.Thread(target=self._introduce, name="introduction", daemon=True).start()
 
     def stop(self, seconds: float) -> bool:
         """Take no more updates and wait for those being handled; False if `seconds` were too few.
@@ -60,6 +73,21 @@ class Poller:
 
     def is_alive(self) -> bool:
         return self._thread.is_alive() and time.monotonic() - self.beat < STUCK_SECONDS
+
+    def _introduce(self) -> None:
+        """Introduce the bot; beside the polls, which do not wait for it."""
+        pause, longest = INTRODUCE_SECONDS
+        said = False
+        while not self._stopping.is_set():
+            try:
+                self._handler.introduce()
+                return
+            except (TelegramError, TelegramUnreachable) as error:
+                if not said and not self._stopping.is_set():
+                    log.warning("Telegram does not take this bot's list of commands: %s; tried again later", error)
+                said = True
+            self._stopping.wait(pause)
+            pause = min(2 * pause, longest)
 
     def _run(self, failed: bool = False) -> None:
         try:
@@ -95,25 +123,35 @@ class Poller:
         at_work = set(self._at_work)  # asked first: what ends meanwhile is in the file no more
         for key, entry in self._pending(self._store.read()).items():
             if key not in at_work:
-                self._spawn(entry["update"], entry.get("started") is True)
+                self._dispatch(entry["update"], entry.get("started") is True)
 
     def _poll_once(self) -> None:
-        if not self._introduced:
-            self._handler.introduce()
-            self._introduced = True
-        offset = self._store.read().get("offset")
+        if self._offset is None:
+            offset = self._store.read().get("offset")
+            self._offset = offset if type(offset) is int else 0
+        polled, offset = time.monotonic(), self._offset
         # The first poll, and one after a problem, is to say at once whether it works.
         patience = POLL_SECONDS if self.polled_at and not self.problem else 0
         updates = self._api.call("getUpdates", {
-            "offset": offset if type(offset) is int else 0, "timeout": patience,
+            "offset": offset, "timeout": patience,
             "allowed_updates": ALLOWED_UPDATES}, timeout=POLL_ANSWER_SECONDS)
         updates = [update for update in updates if isinstance(update, dict)
                    and type(update.get("update_id")) is int] if isinstance(updates, list) else []
-        if updates:
-            self._keep(updates)
+        admitted = [update for update in updates if self._is_admitted(update)]
+        self._strangers.report(time.monotonic())
+        following = max((update["update_id"] + 1 for update in updates), default=offset)
+        if admitted:
+            self._keep(admitted, following)
+        self._offset = following
         self._recovered()
-        for update in updates:
-            self._spawn(update, False)
+        for update in admitted:
+            self._dispatch(update, False)
+        if following == offset:
+            self._stopping.wait(polled + EMPTY_POLL_SECONDS - time.monotonic())
+
+    def _is_admitted(self, update: dict) -> bool:
+        chat_id = self._handler.stranger(update)
+        return chat_id is None or self._strangers.admit(str(update["update_id"]), chat_id)
 
     def _recovered(self) -> None:
         if self.problem:
@@ -136,9 +174,9 @@ class Poller:
         while (left := deadline - time.monotonic()) > 0 and not self._stopping.wait(min(left, 10)):
             self.beat = time.monotonic()
 
-    def _keep(self, updates: list) -> None:
+    def _keep(self, updates: list, offset: int) -> None:
         with self._store.update() as state:
-            state["offset"] = max(update["update_id"] for update in updates) + 1
+            state["offset"] = offset
             pending = state["pending"] = self._pending(state)
             for update in updates:
                 pending[str(update["update_id"])] = {"update": update, "started": False}
@@ -157,16 +195,48 @@ class Poller:
             if entry is not None:
                 entry["started"] = True
 
+    def _dispatch(self, update: dict, interrupted: bool) -> None:
+        chat_id = self._handler.stranger(update)
+        if chat_id is None:
+            self._spawn(update, interrupted)
+            return
+        self._strangers.hold(str(update.get("update_id")), chat_id)
+        self._at_work.add(str(update.get("update_id")))
+        self._of_strangers.append((update, interrupted))
+        if not self._stranger_at_work.locked():
+            threading.Thread(target=self._handle_strangers, name="strangers", daemon=True).start()
+
+    def _handle_strangers(self) -> None:
+        """One update after the other, at their pace, until there is none."""
+        while self._of_strangers and self._stranger_at_work.acquire(blocking=False):
+            try:
+                while self._of_strangers and not self._stopping.is_set():
+                    update, interrupted = self._of_strangers.popleft()
+                    self._handle(update, interrupted)
+                    self._stopping.wait(STRANGER_SECONDS)
+            finally:
+                self._stranger_at_work.release()
+            if self._stopping.is_set():
+                return
+
     def _spawn(self, update: dict, interrupted: bool) -> None:
         while not self._slots.acquire(timeout=1):
             self.beat = time.monotonic()  # each handler comes to an end, and a slot becomes free
         key = str(update.get("update_id"))
         try:
             self._at_work.add(key)
-            threading.Thread(target=self._handle, args=(update, interrupted), name="update", daemon=True).start()
+            threading.Thread(target=self._handle_in_slot, args=(update, interrupted), name="update",
+                             daemon=True).start()
         except BaseException:
-            self._leave(key)
+            self._at_work.discard(key)
+            self._slots.release()
             raise
+
+    def _handle_in_slot(self, update: dict, interrupted: bool) -> None:
+        try:
+            self._handle(update, interrupted)
+        finally:
+            self._slots.release()
 
     def _handle(self, update: dict, interrupted: bool) -> None:
         try:
@@ -178,11 +248,8 @@ class Poller:
             log.error("update %s was not handled: %s", update.get("update_id"), error)
         finally:
             self._forget(update)
-            self._leave(str(update.get("update_id")))
-
-    def _leave(self, key: str) -> None:
-        self._at_work.discard(key)
-        self._slots.release()
+            self._at_work.discard(str(update.get("update_id")))
+            self._strangers.leave(str(update.get("update_id")))
 
     def _forget(self, update: dict) -> None:
         try:

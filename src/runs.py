@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import stat
+import tempfile
 import threading
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -87,11 +87,11 @@ class Runs:
                 if not found.notify:
                     tell(f"{shown} ran and has nothing to report.")
                     return
-                missing = answer.get("image_error")
-                text = found.message + (f"\n\n{escape(f'(Its image is missing: {missing})')}" if missing else "")
-                with _image_file(image) as file:
-                    tell(text, title=found.title, picture=file, user=link.user, script=name,
-                         picture_name=os.path.basename(found.image_path or "image"))
+                with tempfile.TemporaryFile(dir=self._store.path.parent) as file:
+                    missing = answer.get("image_error") or _fetch(image, file)
+                    text = found.message + (f"\n\n{escape(f'(Its image is missing: {missing})')}" if missing else "")
+                    tell(text, title=found.title, picture=file if image and not missing else None, user=link.user,
+                         script=name, picture_name=os.path.basename(found.image_path or "image"))
         except ScriptsError as error:
             # What notify-scripts says of a script names it; what is said of the way there does not.
             reason = str(error) if name in str(error) else f"{name} could not be run: {error}"
@@ -153,16 +153,13 @@ class Runs:
             log.error("%s", error)
 
 
-@contextmanager
-def _image_file(descriptor: int | None):
-    """The file of a descriptor that came with an answer, if it is one of a size Telegram takes; else None."""
-    if descriptor is None:
-        yield None
-        return
-    with open(os.dup(descriptor), "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_IMAGE_BYTES:
-            yield None
-            return
-        file.seek(0)  # the offset is shared with whoever sent the descriptor
-        yield file
+def _fetch(image: scripts_socket.Image | None, file) -> str:
+    """Copy the picture that follows an answer to a file; why there is none, "" where there is or none was named."""
+    if image is None:
+        return ""
+    if image.size > MAX_IMAGE_BYTES:
+        return f"it is over {MAX_IMAGE_BYTES >> 20} MiB"
+    if not image.copy_to(file):
+        return "it did not arrive in time"
+    file.seek(0)
+    return ""

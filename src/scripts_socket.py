@@ -17,25 +17,48 @@ MAX_ANSWER_BYTES = 6 << 20  # 1 MiB of output, every byte of it escaped
 # its size in memory.
 MAX_LIST_BYTES = 2 << 20
 MAX_LIST_BRACKETS = 20_000
-MAX_DESCRIPTORS = 2
 
 
 class ScriptsError(Exception):
     """There was no answer; the message says why, for the person in the chat."""
 
 
+class Image:
+    """The picture that follows an answer: `size` bytes, until the deadline of the answer."""
+
+    def __init__(self, connection: socket.socket, begun: bytes, size: int, deadline: float):
+        self._connection, self._begun, self.size, self._deadline = connection, begun, size, deadline
+
+    def copy_to(self, file) -> bool:
+        """Write it to a binary file; False where it did not arrive whole and in time."""
+        left = self.size - len(self._begun)
+        if left < 0:
+            return False
+        file.write(self._begun)
+        while left:
+            try:
+                piece = _receive(self._connection, min(left, 1 << 16), self._deadline)
+            except OSError:
+                return False
+            if not piece:
+                return False
+            file.write(piece)
+            left -= len(piece)
+        return True
+
+
 @contextmanager
 def ask(directory: Path, user: str, request: dict, seconds: float):
-    """Send `request` to the scripts of `user`; yields the answer and the descriptor of its image, or None.
+    """Send `request` to the scripts of `user`; yields the answer and the Image that follows it, or None.
 
-    The descriptor is closed at the end. Raises ScriptsError.
+    Raises ScriptsError.
     """
-    descriptors: list[int] = []
-    try:
-        yield _exchange(directory / f"{user}.sock", request, seconds, descriptors), next(iter(descriptors), None)
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
+    deadline = time.monotonic() + seconds
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        answer, begun = _exchange(connection, directory / f"{user}.sock", request, deadline)
+        image = answer.get("image")
+        size = image.get("size") if isinstance(image, dict) else None
+        yield answer, Image(connection, begun, size, deadline) if type(size) is int and size >= 0 else None
 
 
 def list_scripts(directory: Path, user: str, seconds: float = LIST_SECONDS) -> list[dict]:
@@ -54,44 +77,45 @@ def checked(answer: dict) -> dict:
     return answer
 
 
-def _exchange(path: Path, request: dict, seconds: float, descriptors: list[int]) -> dict:
-    deadline = time.monotonic() + seconds
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        try:
-            connection.settimeout(CONNECT_SECONDS)
-            connection.connect(os.fspath(path))
-            connection.sendall(json.dumps(request).encode() + b"\n")
-            is_list = request["do"] == "list"
-            data = _line(connection, descriptors, deadline, MAX_LIST_BYTES if is_list else MAX_ANSWER_BYTES)
-            if is_list and data.count(b"[") + data.count(b"{") > MAX_LIST_BRACKETS:
-                raise ValueError("the answer has too much in it")
-            answer = json.loads(data)
-        except (FileNotFoundError, PermissionError, ConnectionRefusedError):
-            raise ScriptsError("scripts cannot be reached from the chat: ask your administrator for "
-                               "notify-add-analyst") from None
-        except TimeoutError:
-            raise ScriptsError("there was no answer in time") from None
-        except (OSError, ValueError, RecursionError):
-            raise ScriptsError("there was no answer; the journal of notify-scripts@ says why") from None
+def _exchange(connection: socket.socket, path: Path, request: dict, deadline: float) -> tuple[dict, bytes]:
+    try:
+        connection.settimeout(CONNECT_SECONDS)
+        connection.connect(os.fspath(path))
+        connection.sendall(json.dumps(request).encode() + b"\n")
+        is_list = request["do"] == "list"
+        data, rest = _line(connection, deadline, MAX_LIST_BYTES if is_list else MAX_ANSWER_BYTES)
+        if is_list and data.count(b"[") + data.count(b"{") > MAX_LIST_BRACKETS:
+            raise ValueError("the answer has too much in it")
+        answer = json.loads(data)
+    except (FileNotFoundError, PermissionError, ConnectionRefusedError):
+        raise ScriptsError("scripts cannot be reached from the chat: ask your administrator for "
+                           "notify-add-analyst") from None
+    except TimeoutError:
+        raise ScriptsError("there was no answer in time") from None
+    except (OSError, ValueError, RecursionError):
+        raise ScriptsError("there was no answer; the journal of notify-scripts@ says why") from None
     if not isinstance(answer, dict):
         raise ScriptsError("the answer is not understood")
-    return answer
+    return answer, rest
 
 
-def _line(connection: socket.socket, descriptors: list[int], deadline: float, most: int) -> bytes:
-    """One line. The deadline is for all of it: whoever answers is not trusted to come to an end."""
+def _line(connection: socket.socket, deadline: float, most: int) -> tuple[bytes, bytes]:
+    """One line, and what has come behind it. The deadline is for all of it: whoever answers is not trusted to come
+    to an end."""
     data = bytearray()
-    while not data.endswith(b"\n"):
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        connection.settimeout(left)
-        # One more than is wanted: descriptors that do not fit would be closed by the kernel, unseen.
-        piece, received, _, _ = socket.recv_fds(connection, 1 << 16, 2, socket.MSG_CMSG_CLOEXEC)
-        descriptors += received
-        if not piece:
-            break
+    while b"\n" not in data[-(1 << 16):] and (piece := _receive(connection, 1 << 16, deadline)):
         data += piece
-        if len(data) > most or len(descriptors) > MAX_DESCRIPTORS:
+        if len(data) > most:
             raise ValueError("the answer is too long")
-    return bytes(data)
+    line, _, rest = data.partition(b"\n")
+    return bytes(line), bytes(rest)
+
+
+def _receive(connection: socket.socket, most: int, deadline: float) -> bytes:
+    """recv(2), which drops the descriptors that somebody sends: merely to close one of a file system that does not
+    answer would wait for ever. Raises TimeoutError at the deadline."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    connection.settimeout(left)
+    return connection.recv(most)

@@ -7,8 +7,11 @@ each URL, so no URL and no exception that holds one leaves this module.
 
 from __future__ import annotations
 
+import errno
 import http.client
+import io
 import json
+import re
 import secrets
 import select
 import threading
@@ -17,7 +20,9 @@ import urllib.parse
 from contextlib import suppress
 
 CONNECT_SECONDS = 10
-ANSWER_SECONDS = 30
+ANSWER_SECONDS = 30  # without a byte
+CALL_SECONDS, FLOOR_BYTES = 60, 32 << 10  # the deadline of a call: so long, and a second more for so many bytes
+LONGEST_REST_SECONDS = 86400
 IDLE_SECONDS = 50
 MAX_ANSWER_BYTES = 16 << 20
 
@@ -42,6 +47,11 @@ class TelegramUnreachable(Exception):
         self.unknown = unknown
 
 
+def call_seconds(size: int) -> float:
+    """How long a call whose request has `size` bytes may take."""
+    return CALL_SECONDS + size / FLOOR_BYTES
+
+
 class TelegramAPI:
     """Calls methods for one bot. Threads may share it; a call has a connection to itself while it lasts."""
 
@@ -57,11 +67,13 @@ class TelegramAPI:
         self._idle: list[tuple[float, http.client.HTTPConnection]] = []
         self._in_use: set[http.client.HTTPConnection] = set()
         self._closed = False
+        self.succeeded_at = float("-inf")  # monotonic, the latest of all calls
 
     def call(self, method: str, params: dict | None = None, files: dict | None = None,
              timeout: float | None = None):
-        """The `result` of a Bot API method. `files` is `{parameter: (filename, bytes or Path)}`. Without a `timeout` an
-        answer is waited for ANSWER_SECONDS.
+        """The `result` of a Bot API method. `files` is `{parameter: (filename, bytes or Path)}`. Without a `timeout`
+        each byte is waited for ANSWER_SECONDS. The whole call has a deadline by its size, see `call_seconds`, and fails
+        at it, however steadily the bytes trickle.
 
         Raises OSError where a file cannot be read."""
         if files:
@@ -70,13 +82,16 @@ class TelegramAPI:
             body = json.dumps(params or {}).encode()
             headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
         connection = self._take(ANSWER_SECONDS if timeout is None else timeout)
+        connection.deadline = time.monotonic() + (timeout or 0) + call_seconds(int(headers["Content-Length"]))
         try:
             status, headers, data = self._exchange(connection, method, body, headers)
         except BaseException:
             self._drop(connection)
             raise
         self._give_back(connection)
-        return _result(status, headers, data)
+        result = _result(status, headers, data)
+        self.succeeded_at = time.monotonic()
+        return result
 
     def close(self) -> None:
         """End every connection; calls under way fail with TelegramUnreachable, later ones too."""
@@ -100,9 +115,9 @@ class TelegramAPI:
             written = False
             # A front end that refuses a large body answers and closes while it is still being written.
             with suppress(BrokenPipeError, ConnectionResetError):
-                self._write(connection.sock, method, body, headers)
+                self._write(connection, method, body, headers)
                 written = True
-            response = http.client.HTTPResponse(connection.sock, method="POST")
+            response = http.client.HTTPResponse(_Answer(connection), method="POST")
             response.begin()
             data = response.read(MAX_ANSWER_BYTES)
             if response.length or (response.chunked and not response.isclosed()):
@@ -113,17 +128,17 @@ class TelegramAPI:
         except (OSError, http.client.HTTPException) as error:
             raise TelegramUnreachable(f"no answer to {method}: {_reason(error)}", unknown=True) from None
 
-    def _write(self, sock, method: str, body, headers: dict) -> None:
+    def _write(self, connection, method: str, body, headers: dict) -> None:
         """The request; one without a file in one write, where http.client has one for the head and one for the body."""
         lines = [f"POST {self._path}{method} HTTP/1.1", f"Host: {self._host_header}",
                  *(f"{name}: {value}" for name, value in headers.items())]
         head = "\r\n".join(lines).encode("ascii") + b"\r\n\r\n"
         if isinstance(body, bytes):
-            sock.sendall(head + body)
+            connection.write(head + body)
             return
-        sock.sendall(head)
+        connection.write(head)
         for chunk in body:
-            sock.sendall(chunk)
+            connection.write(chunk)
 
     def _take(self, timeout: float):
         with self._lock:
@@ -138,8 +153,6 @@ class TelegramAPI:
                 connection = self._connection()
             self._in_use.add(connection)
         connection.timeout = timeout
-        if connection.sock is not None:
-            connection.sock.settimeout(timeout)
         return connection
 
     def _connection(self):
@@ -165,7 +178,9 @@ class TelegramAPI:
 
 
 class _Patient:
-    """Connect within CONNECT_SECONDS, then wait for an answer as long as the call says."""
+    """Connect within CONNECT_SECONDS, then wait for each byte as long as the call says, until its deadline."""
+
+    deadline = 0.0
 
     def connect(self):
         patience, self.timeout = self.timeout, CONNECT_SECONDS
@@ -173,7 +188,36 @@ class _Patient:
             super().connect()
         finally:
             self.timeout = patience
-        self.sock.settimeout(patience)
+
+    def limit(self) -> None:
+        """Let the next read or write take no longer than there is time. Raises TimeoutError."""
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(errno.ETIMEDOUT, "the call took too long")
+        self.sock.settimeout(min(self.timeout, left))
+
+    def write(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            self.limit()
+            rest = rest[self.sock.send(rest):]
+
+
+class _Answer(io.RawIOBase):
+    """In the socket's place for http.client: what it reads has the call's deadline."""
+
+    def __init__(self, connection: _Patient):
+        self._connection = connection
+
+    def makefile(self, *_):
+        return io.BufferedReader(self)
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        self._connection.limit()
+        return self._connection.sock.recv_into(buffer)
 
 
 class _Connection(_Patient, http.client.HTTPConnection):
@@ -221,8 +265,10 @@ def _error(status: int, headers, answer: dict) -> Exception:
         return TelegramUnreachable(f"{code} {description}", unknown=True)
     parameters = parameters if isinstance(parameters, dict) else {}
     retry_after = _whole(parameters.get("retry_after")) or _whole(headers.get("Retry-After"))
-    if code == 429 and retry_after is None:
-        retry_after = 1
+    if retry_after is None and (words := re.search(r"Too Many Requests: retry after (\d{1,9})", description)):
+        retry_after = int(words[1])  # a limit met by a single upload comes as 400 with the words of a 429
+    if code == 429 or retry_after is not None:
+        retry_after = min(max(retry_after or 1, 1), LONGEST_REST_SECONDS)
     return TelegramError(code, description, retry_after, _whole(parameters.get("migrate_to_chat_id")))
 
 

@@ -195,19 +195,16 @@ def processes(marker):
 
 
 def ask(path, request, seconds=90):
-    """One request to notify-scripts' socket: `(answer, descriptors)`."""
+    """One request to notify-scripts' socket: `(answer, the bytes that follow it)`."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(seconds)
         connection.connect(str(path))
         connection.sendall(request if isinstance(request, bytes) else json.dumps(request).encode() + b"\n")
-        data, descriptors = b"", []
-        while not data.endswith(b"\n"):
-            piece, received, _, _ = socket.recv_fds(connection, 65536, 4)
-            descriptors += received
-            if not piece:
-                break
+        data = b""
+        while piece := connection.recv(65536):
             data += piece
-        return json.loads(data), descriptors
+        line, _, image = data.partition(b"\n")
+        return json.loads(line), image
 
 
 def now():

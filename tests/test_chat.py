@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import subprocess
-import tempfile
 import threading
 import time
 
@@ -204,7 +203,7 @@ class ScriptsSocket:
                     self.hold.wait(20)
                 answer, *rest = self.answers.pop(0)
                 with contextlib.suppress(BrokenPipeError):
-                    socket.send_fds(connection, [answer], rest)
+                    connection.sendall(b"".join([answer, *rest]))
 
     def close(self):
         self.hold.set()
@@ -241,12 +240,10 @@ def test_status_shows_the_scripts_and_run_brings_what_they_find(bot, telegram, l
     assert re.search(r"⚠️ sales\.py\nlast run 3 min ago, last sent 1 d ago, next run in 2 min\nexit 1", status["text"])
     assert "⛔ bad.py\nis not run: others can write it" in status["text"]
     assert len(status["reply_markup"]["inline_keyboard"]) == 1
-    with open(bot.folder.joinpath("p.png"), "w+b") as picture:
-        picture.write(png())
-        picture.flush()
-        scripts.answers.append((*line(ok=True, output=json.dumps(found)), picture.fileno()))
-        press(telegram, status, "Run sales.py")
-        until(lambda: any(message.get("caption") == "Sales\ndown 12 %" for message in telegram.messages(linked)))
+    image = {"name": "chart.png", "size": len(png())}
+    scripts.answers.append((*line(ok=True, output=json.dumps(found), image=image), png()))
+    press(telegram, status, "Run sales.py")
+    until(lambda: any(message.get("caption") == "Sales\ndown 12 %" for message in telegram.messages(linked)))
     assert scripts.requests[-1] == {"do": "run", "name": "sales.py"}
     assert "alice runs sales.py from the chat" in bot.log
 
@@ -268,16 +265,17 @@ def test_every_answer_of_a_run_is_told(bot, telegram, linked, scripts, answer, s
     until(lambda: any(said in text for text in telegram.texts(linked)), what=telegram.texts(linked))
 
 
-def test_a_descriptor_that_is_no_picture_is_left_out(bot, telegram, linked, scripts):
+@pytest.mark.parametrize(("size", "sent", "said"), [
+    (11, b"secret text", "(Its image is not a PNG"),
+    (100, b"half", "(Its image is missing: it did not arrive in time)"),
+    (1, b"more", "it did not arrive in time"), (51 << 20, b"", "it is over 50 MiB"), (-1, b"", ""), ("x", b"x", "")])
+def test_an_image_that_is_none_is_left_out(bot, telegram, linked, scripts, size, sent, said):
     output = json.dumps({"notify": True, "message": "look", "image_path": "/x/y.png"})
     scripts.answers += [line(ok=True, scripts=entries("a.py"))] * 2
     (status,) = ask(telegram, linked, "/status")
-    with tempfile.TemporaryFile() as text:
-        text.write(b"secret text")
-        text.flush()
-        scripts.answers.append((*line(ok=True, output=output), text.fileno()))
-        press(telegram, status, "Run")
-        until(lambda: any(t.startswith("look\n\n(Its image is not a PNG") for t in telegram.texts(linked)))
+    scripts.answers.append((*line(ok=True, output=output, image={"size": size}), sent))
+    press(telegram, status, "Run")
+    until(lambda: any(text.startswith("look") and said in text for text in telegram.texts(linked)))
 
 
 def test_more_than_thirty_scripts_have_pages(bot, telegram, linked, scripts):

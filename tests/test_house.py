@@ -49,7 +49,7 @@ def test_rooms_are_entered_through_their_doors():
     for name in PROGRAMS - {"notify_scripts"}:
         assert imported_by[name] == set()
     assert imported_by["chat"] == imported_by["sendapi"] == {"notify_bot"}
-    assert ours("links") == {"jsonstore"}
+    assert ours("links") == {"clock", "jsonstore"}
 
 
 def test_sandbox_is_apart():

@@ -147,3 +147,13 @@ def test_new_links_are_welcomed_once_and_old_ones_never(store, tmp_path):
     assert [link.user for link in store.to_welcome(now + 1)] == ["alice"]
     store.mark_welcomed(store.of_user("alice"), now + 1)
     assert store.to_welcome(now + 2) == []
+
+
+def test_a_code_made_before_the_clock_was_set_begins_to_age_when_that_is_seen(store):
+    code = store.create_code(42, "Jana", now=1000)
+    assert store.peek(code, now=1.8e9)["chat_id"] == 42
+    store.restamp(1000.0)
+    store.restamp(1.8e9)
+    assert store.peek(code, now=1.8e9 + 599)["chat_id"] == 42
+    with pytest.raises(LinkError, match="expired"):
+        store.peek(code, now=1.8e9 + 601)

@@ -2,13 +2,15 @@
 
 import json
 import threading
+import time
 from collections import deque
 
 import pytest
 
+import polling
 from live import until
 from polling import Poller
-from telegram_api import TelegramUnreachable
+from telegram_api import TelegramError, TelegramUnreachable
 
 FIRST, SECOND, THIRD = ({"update_id": number} for number in (1, 2, 3))
 
@@ -18,9 +20,11 @@ class Telegram:
 
     def __init__(self, *polls):
         self.polls = deque(polls)
+        self.offsets = []
         self.stopped = threading.Event()
 
     def call(self, method, params, timeout):
+        self.offsets.append(params["offset"])
         if not self.polls:
             self.stopped.wait(10)
             raise TelegramUnreachable("shutting down", unknown=False)
@@ -34,11 +38,16 @@ class Handler:
     """Handles all updates at once, but for the first, which takes until it is let go."""
 
     def __init__(self):
-        self.handled = []
+        self.handled, self.refusals, self.introduced = [], [], False
         self.may_end = threading.Event()
 
     def introduce(self):
-        pass
+        if self.refusals:
+            raise self.refusals.pop()
+        self.introduced = True
+
+    def stranger(self, update):
+        return None
 
     def handle(self, update, begin):
         self.handled.append(update)
@@ -59,8 +68,9 @@ def poll(tmp_path):
     """Start a poller; it is stopped at the end."""
     started = []
 
-    def poll(*polls):
+    def poll(*polls, refusals=()):
         telegram, handler = Telegram(*polls), Handler()
+        handler.refusals += refusals
         poller = Poller(telegram, tmp_path, handler)
         poller.start()
         started.append((poller, telegram, handler))
@@ -99,3 +109,18 @@ def test_what_was_fetched_before_the_error_is_handled_once(tmp_path, poll, error
     handler.may_end.set()
     until(lambda: poller.problem is None and json.loads((tmp_path / "polling.json").read_text())["pending"] == {})
     assert sorted(update["update_id"] for update in handler.handled) == [1, 2, 3] and len(errors) == 1
+
+
+def test_commands_that_are_refused_do_not_make_the_bot_deaf(poll, monkeypatch, caplog):
+    monkeypatch.setattr(polling, "INTRODUCE_SECONDS", (0.01, 0.01))
+    refusals = [TelegramError(400, "no"), TelegramUnreachable("away", unknown=True)]
+    poller, handler = poll([SECOND], refusals=refusals)
+    until(lambda: handler.handled == [SECOND] and handler.introduced)
+    assert caplog.text.count("list of commands") == 1
+
+
+def test_polls_that_bring_nothing_are_two_a_second_at_most(poll):
+    started = time.monotonic()
+    poller, _ = poll(*[[]] * 4, [SECOND])
+    until(lambda: poller._offset == 3)
+    assert time.monotonic() - started >= 4 * polling.EMPTY_POLL_SECONDS

@@ -151,7 +151,7 @@ def test_a_lane_that_was_emptied_gives_out_nothing():
     assert lanes.seconds_to_next(200) > 0
 
 
-def test_turns_replies_first_then_who_waited_longest_and_each_at_its_pace():
+def test_turns_a_reply_leads_in_its_own_chat_and_each_at_its_pace():
     lanes = Lanes()
     for chat in (1, 2, 3):
         for number in range(5):
@@ -169,7 +169,7 @@ def test_turns_replies_first_then_who_waited_longest_and_each_at_its_pace():
         lanes.give_back(lane, now)
         sent.append(entry_id)
         times.setdefault(lane.chat_id, []).append(now)
-    assert sent[0] == "reply"
+    assert sent[:3] == ["1/0", "2/0", "reply"]
     for chat in (1, 2, 3):
         assert [name for name in sent if name.startswith(f"{chat}/")] == [f"{chat}/{number}" for number in range(5)]
     for chat, count in times.items():

@@ -12,7 +12,8 @@ from telegram_api import TelegramError, _result
 
 
 @pytest.mark.parametrize(("wanted", "seconds"), [
-    ("34", 34), ('"34"', 34), ("1.5", 1), ("1e400", 1), ("NaN", 1), ("1" + "0" * 400, 1), ("[]", 1), ("null", 1)])
+    ("34", 34), ("1000000000", 86400), ("-5", 1),
+    ('"34"', 34), ("1.5", 1), ("1e400", 1), ("NaN", 1), ("1" + "0" * 400, 1), ("[]", 1), ("null", 1)])
 def test_a_rest_is_a_whole_number_of_seconds(wanted, seconds):
     answer = '{"ok": false, "error_code": 429, "parameters": {"retry_after": ' + wanted + "}}"
     with pytest.raises(TelegramError) as refusal:

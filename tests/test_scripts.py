@@ -460,23 +460,20 @@ def test_the_socket_lists_and_runs(analyst, service):
     analyst.script("bad", "import sys; sys.exit('boo')")
     answer, _ = service.ask({"do": "list"})
     assert answer == {"ok": True, "scripts": json.loads(analyst.helper("list"))}
-    answer, descriptors = service.ask({"do": "run", "name": "sales.py"})
+    answer, image = service.ask({"do": "run", "name": "sales.py"})
     assert json.loads(answer["output"]) == {"notify": True, "message": "ü"}
-    assert answer["ok"] and answer["name"] == "sales.py" and 0 < answer["elapsed_seconds"] < 30 and not descriptors
+    assert answer["ok"] and answer["name"] == "sales.py" and 0 < answer["elapsed_seconds"] < 30 and not image
     answer, _ = service.ask({"do": "run", "name": "bad.py"})
     assert answer == {"ok": False, "error": "bad.py ended with exit status 1", "stderr": "boo"}
     answer, _ = service.ask({"do": "sync-status"})
     assert answer == {"ok": True, "synced": False, "elapsed_seconds": None, "elapsed_display": None}
 
 
-def test_the_image_comes_as_a_descriptor(analyst, service):
+def test_the_image_follows_the_answer(analyst, service):
     path = analyst.file("chart.png", PNG)
     analyst.script("chart", {"notify": True, "message": "m", "image_path": str(path)})
-    answer, [descriptor] = service.ask({"do": "run", "name": "chart.py"})
-    with open(descriptor, "rb") as image:
-        assert image.read() == PNG
-        assert os.path.samestat(os.fstat(image.fileno()), path.stat())
-        assert fcntl.fcntl(image, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+    answer, image = service.ask({"do": "run", "name": "chart.py"})
+    assert image == PNG
     assert answer["image"] == {"name": "chart.png", "size": len(PNG)}
 
 
@@ -490,8 +487,8 @@ def test_an_image_that_cannot_be_given(analyst, service, make, reason):
     make(path)
     analyst.own(analyst.home)
     analyst.script("chart", {"notify": True, "message": "m", "image_path": str(path)})
-    answer, descriptors = service.ask({"do": "run", "name": "chart.py"})
-    assert answer["ok"] and reason in answer["image_error"] and "image" not in answer and not descriptors
+    answer, image = service.ask({"do": "run", "name": "chart.py"})
+    assert answer["ok"] and reason in answer["image_error"] and "image" not in answer and not image
 
 
 @pytest.mark.parametrize("request_line, error", [

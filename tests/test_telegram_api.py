@@ -2,9 +2,11 @@
 
 import socket
 import threading
+import time
 
 import pytest
 
+import telegram_api
 from telegram_api import TelegramAPI, TelegramError, TelegramUnreachable
 
 
@@ -81,3 +83,53 @@ def test_nobody_there_means_nothing_was_sent():
         api.call("getMe")
     assert not raised.value.unknown
     api.close()
+
+
+def in_pieces(connection, data, pause):
+    """Send byte after byte, until the other side has gone."""
+    try:
+        for byte in data:
+            connection.sendall(bytes([byte]))
+            time.sleep(pause)
+    except OSError:
+        pass
+
+
+def read_slowly(connection, _, pause):
+    try:
+        while connection.recv(1 << 16):
+            time.sleep(pause)
+    except OSError:
+        pass
+
+
+@pytest.mark.parametrize(("serve", "size"), [(in_pieces, 10), (read_slowly, 8 << 20)])
+def test_a_call_that_trickles_fails_alone_at_its_deadline(tmp_path, monkeypatch, serve, size):
+    """In either direction; the silence between two bytes is shorter than what an answer is waited for."""
+    monkeypatch.setattr(telegram_api, "CALL_SECONDS", 1)
+    monkeypatch.setattr(telegram_api, "FLOOR_BYTES", 8 << 20)
+    picture = tmp_path / "a.png"
+    picture.write_bytes(b"x" * size)
+
+    with Server(lambda connection: serve(connection, b"HTTP/1.1 200 OK\r\n" * 100, 0.05)) as server:
+        api = TelegramAPI("1:x", server.url)
+        started = time.monotonic()
+        with pytest.raises(TelegramUnreachable) as raised:
+            api.call("sendPhoto", {"chat_id": 1}, {"photo": ("a.png", picture)})
+        assert raised.value.unknown
+        assert 1 <= time.monotonic() - started < 4
+        api.close()
+
+
+def test_a_slow_uplink_has_time_for_the_largest_picture():
+    assert telegram_api.call_seconds(49 << 20) > (49 << 20) / 200_000 * 2
+
+
+@pytest.mark.parametrize(("description", "seconds"), [
+    ('Bad Request: failed to send message #1 with the error message "Too Many Requests: retry after 8"', 8),
+    ("Bad Request: chat not found", None)])
+def test_a_limit_met_within_an_upload_is_read_from_its_words(description, seconds):
+    with pytest.raises(TelegramError) as raised:
+        telegram_api._result(400, {}, b'{"ok": false, "error_code": 400, "description": %s}'
+                             % telegram_api.json.dumps(description).encode())
+    assert raised.value.retry_after == seconds
