@@ -5,9 +5,10 @@ set -eu
 cd "$(dirname -- "$0")/.."
 : "${PYTHON:=python3}"
 
-# mmdebstrap, systemd-container: the booted machine; chromium: the browser, with letters to show; the others: what the
-# tests on it check with.
-machine_packages="mmdebstrap systemd-container util-linux sudo acl chromium chromium-driver fonts-dejavu-core"
+# python3-venv: ensurepip; mmdebstrap, systemd-container: the booted machine; chromium: the browser, with letters to
+# show; commands.txt and the others: what the tests check with.
+packages="python3-venv mmdebstrap systemd-container util-linux sudo acl chromium chromium-driver fonts-dejavu-core \
+$(sed '/^#/d; s/[^ ]*//' tests/commands.txt)"
 
 # Exit status 69 (EX_UNAVAILABLE): nothing can be tested without what is missing.
 fail() {
@@ -19,17 +20,17 @@ can_make_venv() {
     "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null
 }
 
-# The Debian packages without which tests are left out, or without which there are none.
+# The Debian packages without which tests are left out, or none can be run; each after a blank.
 missing_packages() {
     can_make_venv || printf ' python3-venv'
-    sed '/^#/d' tests/commands.txt | while read -r command packages; do
-        command -v "$command" >/dev/null || printf ' %s' "$packages"
+    sed '/^#/d' tests/commands.txt | while read -r command of_it; do
+        command -v "$command" >/dev/null || printf ' %s' "$of_it"
     done
 }
 
 install_packages() {
-    missing=$(missing_packages)
-    for package in $machine_packages; do
+    missing=
+    for package in $packages; do
         [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)" = installed ] ||
             missing="$missing $package"
     done
@@ -44,7 +45,7 @@ install_packages() {
 # Made anew when the interpreter or the pinned versions have changed.
 prepare_venv() {
     stamp=.venv-test/stamp
-    wanted=$("$PYTHON" -VV; cat tests/requirements.txt)
+    wanted=$("$PYTHON" -VV 2>/dev/null || true; cat tests/requirements.txt)
     [ -x .venv-test/bin/python ] && [ "$(cat "$stamp" 2>/dev/null || true)" = "$wanted" ] && return
     can_make_venv || fail "$PYTHON cannot make a virtual environment without the package python3-venv"
     rm -rf .venv-test
@@ -67,7 +68,6 @@ install_from() {
         fail "pip could not install what the tests need, see above; it takes packages from PyPI or your pip.conf's index"
 }
 
-command -v "$PYTHON" >/dev/null || fail "there is no $PYTHON; on Debian, as root: apt-get install python3-venv"
 if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
     install_packages
 fi

@@ -154,17 +154,13 @@ def test_all_that_is_missing_is_named_at_once(prepare):
         f"make test: not everything is here; on Debian, as root: apt-get install {ALL_OF_THEM}"]
 
 
-def test_python_without_venv_is_named_with_the_rest(tmp_path, prepare):
+@pytest.mark.parametrize("python", ["/usr/bin/python3", "python3"], ids=["without venv", "not there"])
+def test_without_a_python_that_can_make_it_nothing_runs(tmp_path, prepare, python):
     (tmp_path / ".venv-test/stamp").unlink()
     (tmp_path / "ensurepip.py").write_text("raise ImportError")  # as on Debian without python3-venv
-    done = prepare(PYTHONPATH=str(tmp_path))
+    done = prepare(python, PYTHONPATH=str(tmp_path))
     assert done.returncode == 69
-    assert done.stderr.splitlines() == [
-        f"make test: not everything is here; on Debian, as root: apt-get install python3-venv {ALL_OF_THEM}",
-        "make test: /usr/bin/python3 cannot make a virtual environment without the package python3-venv"]
-
-
-def test_no_python_at_all(prepare):
-    done = prepare("python3")
-    assert (done.returncode, done.stdout) == (69, "")
-    assert done.stderr == "make test: there is no python3; on Debian, as root: apt-get install python3-venv\n"
+    lines = done.stderr.splitlines()
+    assert lines[0] == ("make test: not everything is here; on Debian, as root: apt-get install python3-venv "
+                        f"{ALL_OF_THEM}")
+    assert lines[-1] == f"make test: {python} cannot make a virtual environment without the package python3-venv"
