@@ -7,15 +7,19 @@ Only REMOTE_USER together with AUTH_TYPE says who: the web server sets both and 
 from __future__ import annotations
 
 import grp
+import json
 import os
 import pwd
 import re
 
-from jsonstore import JsonStore
-from webapp_request import Problem, Settings
+from jsonstore import JsonStore, StoreError
+from webapp_request import Problem, Settings, without_case
 
 # The AuthTypes of mod_auth_openidc, with which an address counts only when the provider says that it was verified.
 OPENID = {"openid-connect", "oauth20", "auth-openidc"}
+# Google verifies the address of an account that anybody registered, of any domain, and it stays verified when its owner
+# has left that domain; `hd` names the organisation whose account it is ("OpenID Connect", "An ID token's payload").
+GOOGLE = {"https://accounts.google.com", "accounts.google.com"}
 FIRST_PERSON, NOBODY = 1000, 65534
 
 
@@ -27,8 +31,15 @@ def logged_in(environ: dict, settings: Settings) -> str:
                            "administrator whether the web server asks for a login on this address.")
     login = login.encode("latin-1", "replace").decode("utf-8", "replace")  # PEP 3333: bytes, spelt as latin-1
     if "@" in login:
+        login = without_case(login)
         _require_verified(environ, kind)
+        if _domain(login) in settings.domains:
+            _require_organisation(environ, kind, settings.domains)
     return _analyst(_account_name(login, settings), settings.group)
+
+
+def _domain(address: str) -> str:
+    return address.rpartition("@")[2]
 
 
 def _require_verified(environ: dict, kind: str) -> None:
@@ -41,22 +52,40 @@ def _require_verified(environ: dict, kind: str) -> None:
                            "and log in again.")
 
 
+def _require_organisation(environ: dict, kind: str, domains: set[str]) -> None:
+    """Raise Problem unless the account is of an organisation of ours, where its provider tells organisations apart."""
+    issuer, organisation = environ.get("OIDC_CLAIM_iss"), environ.get("OIDC_CLAIM_hd")
+    if not issuer and kind.lower() in OPENID:
+        raise Problem(403, "The web server does not say which provider has logged you in. Ask the administrator to "
+                           "pass the claims iss and hd on, as docs/link_page.md says.")
+    if (organisation is not None or issuer in GOOGLE) and without_case(organisation or "") not in domains:
+        raise Problem(403, "Your login provider does not say that this account is your organisation's own. Log in with "
+                           "the account that the organisation gave you; if you did, ask the administrator to add the "
+                           "organisation's first domain to NOTIFY_SSO_DOMAINS.")
+
+
 def _account_name(login: str, settings: Settings) -> str:
-    name = JsonStore(settings.usernames).read().get(_spelt(login), login)
-    if name != login or "@" not in login:
-        return name
-    local, _, domain = login.rpartition("@")
-    # str.lower makes a plain k of the Kelvin sign, so what is not ASCII is no domain of ours.
-    if domain.isascii() and domain.lower() in settings.domains:
-        return local
+    exceptions = _exceptions(settings)
+    if without_case(login) in exceptions:
+        return exceptions[without_case(login)]
+    if "@" not in login:
+        return login
+    if _domain(login) in settings.domains:
+        return login.rpartition("@")[0]
     raise Problem(403, "Your login is of a domain that has no accounts here. Ask the administrator to add the domain "
                        "to NOTIFY_SSO_DOMAINS, or your login to /etc/notify-bot/usernames.json.")
 
 
-def _spelt(login: str) -> str:
-    """As usernames.json writes it: the domain, which does not know upper case, in lower case."""
-    local, at, domain = login.rpartition("@")
-    return local + at + (domain.lower() if domain.isascii() else domain) if at else login
+def _exceptions(settings: Settings) -> dict:
+    """The accounts of usernames.json by their logins without case. Raises StoreError."""
+    spelt: dict[str, str] = {}
+    document = JsonStore(settings.usernames).read()
+    for login in document:
+        other = spelt.setdefault(without_case(login), login)
+        if other != login:
+            raise StoreError(f"{settings.usernames} has one login in two spellings, {json.dumps(other)} and "
+                             f"{json.dumps(login)}: nobody is let in until one of the two is taken out")
+    return {key: document[login] for key, login in spelt.items()}
 
 
 def _analyst(name, group: str) -> str:

@@ -15,6 +15,11 @@ MAX_BODY = 4096
 MAX_DROPPED = 1 << 20
 
 
+def without_case(text: str) -> str:
+    """The text with A to Z as a to z and all else as it is: str.lower makes a plain k of the Kelvin sign."""
+    return text.encode("utf-8", "surrogatepass").lower().decode("utf-8", "surrogatepass")
+
+
 class Problem(Exception):
     """The answer to a request that is refused: status, a sentence for the person, headers."""
 
@@ -31,7 +36,7 @@ class Settings:
         self.data_dir = Path(environment.get("NOTIFY_DATA_DIR") or "/data/notifications")
         self.web_socket = environment.get("NOTIFY_WEB_SOCKET") or "/run/notify-bot/web.sock"
         self.usernames = Path(environment.get("NOTIFY_USERNAMES") or "/etc/notify-bot/usernames.json")
-        self.domains = set(re.split(r"[\s,]+", environment.get("NOTIFY_SSO_DOMAINS", "").lower())) - {""}
+        self.domains = set(re.split(r"[\s,]+", without_case(environment.get("NOTIFY_SSO_DOMAINS", "")))) - {""}
         self.group = environment.get("NOTIFY_ANALYST_GROUP") or "dataread"
         self.site_name = environment.get("NOTIFY_SITE_NAME") or os.uname().nodename
         self.site_url = environment.get("NOTIFY_SITE_URL", "")

@@ -3,9 +3,11 @@
 import ctypes
 import gc
 import os
+import shutil
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -18,31 +20,48 @@ LEFT_OUT = pytest.StashKey()
 
 
 def pytest_configure(config):
-    config.stash[LEFT_OUT] = []
+    config.stash[LEFT_OUT] = {}
     config.addinivalue_line("markers", "root: acts as several accounts, or boots a machine of its own")
+    config.addinivalue_line("markers", "needs(*commands): runs these commands of tests/commands.txt")
     # A process that a test's child leaves behind becomes ours, and is seen, instead of init's.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     # Ended by a signal, the tests still take down what they started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
+def debian_packages():
+    """The packages of each command that some tests need, between blanks."""
+    lines = Path(__file__).with_name("commands.txt").read_text().splitlines()
+    return dict(line.split(maxsplit=1) for line in lines if not line.startswith("#"))
+
+
+def lacks(item, packages):
+    """What keeps a test from running here: "root", or the commands that are missing, as their Debian packages."""
+    if os.geteuid() and ({"bare_machine", "host"} & set(item.fixturenames) or item.get_closest_marker("root")):
+        return "root"
+    needed = {command: packages[command] for marker in item.iter_markers("needs") for command in marker.args}
+    return " ".join(names for command, names in needed.items() if not shutil.which(command))
+
+
 def pytest_collection_modifyitems(config, items):
-    if os.geteuid() == 0:
-        return
-    left_out = [item for item in items
-                if {"bare_machine", "host"} & set(item.fixturenames) or item.get_closest_marker("root")]
+    packages = debian_packages()
+    left_out = {item: what for item in items if (what := lacks(item, packages))}
     items[:] = [item for item in items if item not in left_out]
-    config.hook.pytest_deselected(items=left_out)
+    if left_out:
+        config.hook.pytest_deselected(items=list(left_out))
     config.stash[LEFT_OUT] = left_out
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    left_out = config.stash[LEFT_OUT]
-    if left_out:
-        terminalreporter.section("NOT RUN: what boots a machine or acts as several accounts takes root", yellow=True)
-        for item in left_out:
-            terminalreporter.line(item.nodeid)
-        terminalreporter.line(f"{len(left_out)} tests were not run")
+    lacking = list(config.stash[LEFT_OUT].values())
+    if not lacking:
+        return
+    terminalreporter.section(f"NOT RUN: {len(lacking)} tests", yellow=True)
+    if root := lacking.count("root"):
+        terminalreporter.line(f"{root} act as several accounts or boot a machine: run make test as root, on Debian")
+    if packages := sorted({package for what in lacking if what != "root" for package in what.split()}):
+        terminalreporter.line(f"{len(lacking) - root} need commands that are not here; on Debian, as root: "
+                              f"apt-get install {' '.join(packages)}")
 
 
 def descriptors():

@@ -1,14 +1,32 @@
 #!/bin/sh
 # Prepares what `make test` needs: the virtual environment .venv-test and, when root, Debian packages and what analysts
-# import, for the booted machine.
+# import, for the booted machine. Without root it says which packages are missing, all at once.
 set -eu
 cd "$(dirname -- "$0")/.."
 : "${PYTHON:=python3}"
 
 # python3-venv: ensurepip; mmdebstrap, systemd-container: the booted machine; chromium: the browser, with letters to
-# show; the others: what the tests check with.
-packages="python3-venv mmdebstrap systemd-container util-linux sudo acl shellcheck man-db curl gcc libc6-dev \
-chromium chromium-driver fonts-dejavu-core"
+# show; commands.txt and the others: what the tests check with.
+packages="python3-venv mmdebstrap systemd-container util-linux sudo acl chromium chromium-driver fonts-dejavu-core \
+$(sed '/^#/d; s/[^ ]*//' tests/commands.txt)"
+
+# Exit status 69 (EX_UNAVAILABLE): nothing can be tested without what is missing.
+fail() {
+    echo "make test: $*" >&2
+    exit 69
+}
+
+can_make_venv() {
+    "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null
+}
+
+# The Debian packages without which tests are left out, or none can be run; each after a blank.
+missing_packages() {
+    can_make_venv || printf ' python3-venv'
+    sed '/^#/d' tests/commands.txt | while read -r command of_it; do
+        command -v "$command" >/dev/null || printf ' %s' "$of_it"
+    done
+}
 
 install_packages() {
     missing=
@@ -27,16 +45,12 @@ install_packages() {
 # Made anew when the interpreter or the pinned versions have changed.
 prepare_venv() {
     stamp=.venv-test/stamp
-    wanted=$("$PYTHON" -VV; cat tests/requirements.txt tests/requirements-axe.txt)
+    wanted=$("$PYTHON" -VV 2>/dev/null || true; cat tests/requirements.txt)
     [ -x .venv-test/bin/python ] && [ "$(cat "$stamp" 2>/dev/null || true)" = "$wanted" ] && return
-    "$PYTHON" -c 'import ensurepip' 2>/dev/null || {
-        echo "make test: this Python cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2
-        exit 69
-    }
+    can_make_venv || fail "$PYTHON cannot make a virtual environment without the package python3-venv"
     rm -rf .venv-test
     "$PYTHON" -m venv .venv-test
-    install_from tests/requirements.txt
-    install_from tests/requirements-axe.txt --no-deps
+    install_from tests/requirements.txt --no-deps
     printf '%s\n' "$wanted" >"$stamp"
 }
 
@@ -48,24 +62,17 @@ prepare_analyst() {
     cp tests/requirements-analyst.txt .venv-test/analyst/requirements.txt
 }
 
+# Every package is pinned, so nothing is resolved. Warnings would hide the lines that matter; errors are shown.
 install_from() {
-    .venv-test/bin/python -m pip install --quiet --disable-pip-version-check --requirement "$@"
-}
-
-# Without root nothing boots and nobody else acts, so this is all of them that is needed.
-require_commands() {
-    for command in shellcheck man curl gcc; do
-        command -v "$command" >/dev/null || {
-            echo "make test: $command is missing; on Debian, as root: apt-get install shellcheck man-db curl gcc libc6-dev" >&2
-            exit 69
-        }
-    done
+    .venv-test/bin/python -m pip install --quiet --quiet --disable-pip-version-check --requirement "$@" ||
+        fail "pip could not install what the tests need, see above; it takes packages from PyPI or your pip.conf's index"
 }
 
 if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
     install_packages
 fi
-require_commands
+missing=$(missing_packages)
+[ -z "$missing" ] || echo "make test: not everything is here; on Debian, as root: apt-get install$missing" >&2
 prepare_venv
 if [ "$(id -u)" -eq 0 ]; then
     prepare_analyst

@@ -14,6 +14,8 @@ from chaos.load import judge
 from machine import CHECKOUT
 
 SEED = "1"
+ALONE = os.getuid() != 0  # only root may send in the name of others, so without root one person sends
+NEEDS_GCC = pytest.mark.needs("gcc")  # for faults.c
 
 
 def start(name):
@@ -41,10 +43,11 @@ def campaigns(request):
 
 @pytest.mark.parametrize(("name", "wanted"), [
     ("crowd", lambda figures: figures["slow_clients"] == 200),
-    ("kill", lambda figures: figures["kills"] == 15 and figures["accepted"] > 50),
-    ("outage", lambda figures: figures["faults"] > 0 and figures["accepted"] > 12),
-    ("clock", lambda figures: figures["jumps"] == 3 and figures["accepted"] > 12),
-    ("disk", lambda figures: figures["refused"] == 3 * figures["faults"] >= 15),
+    ("kill", lambda figures: figures["kills"] == 15 and figures["accepted"] > (10 if ALONE else 50)),
+    pytest.param("outage", lambda figures: figures["faults"] > 0 and figures["accepted"] > (3 if ALONE else 12),
+                 marks=NEEDS_GCC),
+    pytest.param("clock", lambda figures: figures["jumps"] == 3 and figures["accepted"] > 12, marks=NEEDS_GCC),
+    pytest.param("disk", lambda figures: figures["refused"] == 3 * figures["faults"] >= 15, marks=NEEDS_GCC),
     ("hostile", lambda figures: figures["requests"] == 2000 and figures["sets_of_files"] == 8),
     pytest.param("power", lambda figures: figures["power_cuts"] == 2, marks=pytest.mark.root),
 ])

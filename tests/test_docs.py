@@ -177,6 +177,7 @@ def running(tmp_path):
     assert telegram.stop() == 0
 
 
+@pytest.mark.needs("curl")
 @pytest.mark.parametrize("name", [GUIDE, ADMIN])
 def test_curl_commands_work(name, running, tmp_path):
     bot, telegram = running

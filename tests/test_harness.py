@@ -1,10 +1,10 @@
 """The tests' own net: what is left behind is found, and the machine goes away however the tests end."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -36,17 +36,21 @@ def environment():
     return os.environ | {"PYTHONPATH": f"{CHECKOUT / 'tests'}:{CHECKOUT / 'src'}"}
 
 
-@pytest.mark.parametrize("kind", LEAKS)
-def test_leak_fails_the_test(tmp_path, kind):
-    (tmp_path / "test_leak.py").write_text(LEAKS[kind])
+def test_leak_fails_the_test(tmp_path):
+    """Each in a run of its own; side by side, for each waits out its deadline."""
     before = set(children_of(os.getpid()))
-    with open(tmp_path / "output", "w+") as output:
-        done = subprocess.run(pytest_command("test_leak.py"), cwd=tmp_path, env=environment(), stdout=output)
-    # What it left behind is ours now, see conftest.
+    runs = {}
+    for kind, test in LEAKS.items():
+        (tmp_path / f"test_{kind}.py").write_text(test)
+        with open(tmp_path / kind, "w") as output:
+            runs[kind] = subprocess.Popen(pytest_command(f"test_{kind}.py"), cwd=tmp_path, env=environment(),
+                                          stdout=output)
+    statuses = {kind: run.wait(60) for kind, run in runs.items()}
+    # What they left behind is ours now, see conftest.
     for pid in set(children_of(os.getpid())) - before:
         os.kill(pid, signal.SIGKILL)
-    assert done.returncode == 1
-    assert "left behind" in (tmp_path / "output").read_text()
+    for kind, status in statuses.items():
+        assert status == 1 and "left behind" in (tmp_path / kind).read_text(), kind
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
@@ -86,13 +90,77 @@ def running_on(root):
     return found
 
 
-def test_without_root_what_is_left_out_is_named():
-    nobody = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "test_two.py").write_text("def test_one(): pass\ndef test_on_a_machine(host): pass\n")
-        os.chmod(folder, 0o755)
-        done = subprocess.run(pytest_command("test_two.py"), cwd=folder, env=environment(), capture_output=True,
-                              text=True, **nobody)
+@pytest.fixture
+def plain_user(tmp_path):
+    """Runs commands in a folder without root, and without what is in tests/commands.txt."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name in ("cat", "cmp", "dirname", "env", "id", "sed", "sh"):
+        (commands / name).symlink_to(shutil.which(name))
+    # Root in a user namespace that knows nobody is nobody, who may still enter the folder that the checkout is in.
+    nobody = [shutil.which("unshare"), "--user"] if os.geteuid() == 0 else []
+
+    def run(*command, **variables):
+        return subprocess.run([*nobody, *command], cwd=tmp_path, capture_output=True, text=True,
+                              env=variables | {"PATH": str(commands)})
+    return run
+
+
+def test_what_is_left_out_is_said_in_three_lines(tmp_path, plain_user):
+    (tmp_path / "test_some.py").write_text("""
+import pytest
+def test_here(): pass
+def test_on_a_machine(host): pass
+@pytest.mark.root
+@pytest.mark.needs("gcc")
+def test_as_others(): pass
+@pytest.mark.needs("curl", "gcc")
+def test_with_commands(): raise AssertionError
+@pytest.mark.needs("gcc")
+def test_with_a_command(): raise AssertionError
+""")
+    done = plain_user(*pytest_command("test_some.py"), **environment())
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 passed, 1 deselected" in done.stdout
-    assert "NOT RUN" in done.stdout and "test_two.py::test_on_a_machine" in done.stdout
+    assert "1 passed, 4 deselected" in done.stdout
+    report = done.stdout[done.stdout.index("NOT RUN: 4 tests"):].splitlines()[1:3]
+    assert report[0].startswith("2 ") and "as root" in report[0]
+    assert report[1].startswith("2 ") and report[1].endswith("apt-get install curl gcc libc6-dev")
+
+
+@pytest.fixture
+def prepare(tmp_path, plain_user):
+    """Runs prepare.sh in a folder of its own, whose virtual environment is ready."""
+    (tmp_path / "tests").mkdir()
+    for name in ("prepare.sh", "commands.txt", "requirements.txt"):
+        shutil.copy(CHECKOUT / "tests" / name, tmp_path / "tests")
+    python = tmp_path / ".venv-test/bin/python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to("/usr/bin/python3")
+    version = subprocess.run([python, "-VV"], capture_output=True, text=True, check=True).stdout
+    (tmp_path / ".venv-test/stamp").write_text(version + (tmp_path / "tests/requirements.txt").read_text())
+
+    def prepare(python="/usr/bin/python3", **variables):
+        return plain_user("tests/prepare.sh", PYTHON=python, **variables)
+    return prepare
+
+
+ALL_OF_THEM = "curl gcc libc6-dev man-db shellcheck"
+
+
+def test_all_that_is_missing_is_named_at_once(prepare):
+    done = prepare()
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.splitlines() == [
+        f"make test: not everything is here; on Debian, as root: apt-get install {ALL_OF_THEM}"]
+
+
+@pytest.mark.parametrize("python", ["/usr/bin/python3", "python3"], ids=["without venv", "not there"])
+def test_without_a_python_that_can_make_it_nothing_runs(tmp_path, prepare, python):
+    (tmp_path / ".venv-test/stamp").unlink()
+    (tmp_path / "ensurepip.py").write_text("raise ImportError")  # as on Debian without python3-venv
+    done = prepare(python, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 69
+    lines = done.stderr.splitlines()
+    assert lines[0] == ("make test: not everything is here; on Debian, as root: apt-get install python3-venv "
+                        f"{ALL_OF_THEM}")
+    assert lines[-1] == f"make test: {python} cannot make a virtual environment without the package python3-venv"

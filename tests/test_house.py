@@ -97,11 +97,13 @@ def test_ruff_is_silent():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.needs("shellcheck")
 def test_shellcheck_is_silent():
     done = subprocess.run(["shellcheck", *SHELL], cwd=CHECKOUT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.needs("man")
 @pytest.mark.parametrize("path", sorted((CHECKOUT / "man").iterdir()), ids=lambda path: path.name)
 def test_manual_page_formats_without_a_warning(path):
     done = subprocess.run(["man", "--warnings", "--encoding=UTF-8", "--local-file", path], capture_output=True,

@@ -79,6 +79,18 @@ def test_address_that_nobody_verified(server, claims):
         assert "verified" in page.text
 
 
+@OF_APACHE
+def test_account_of_another_organisation(server):
+    """The claims that say so reach the program: with `iss` filtered out nobody of the domain would get in at all."""
+    with server.visitor() as visitor:
+        for organisation, status in ((DOMAIN, 200), ("evil.example", 403)):
+            server.provider.knows(organisation, email=f"alice@{DOMAIN}", email_verified=True, hd=organisation)
+            visitor.cookies.clear()
+            page = visitor.log_in(organisation)
+            assert page.status_code == status
+        assert "organisation" in page.text
+
+
 @pytest.mark.parametrize(("method", "path", "headers", "status"), [
     ("GET", "/telegram", {}, 302),
     ("GET", "/telegram", {"Sec-Fetch-Mode": "navigate", "Accept": "text/html"}, 302),

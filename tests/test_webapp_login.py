@@ -8,7 +8,8 @@ import pytest
 from link_page import LinkPage
 
 pytestmark = pytest.mark.root
-OPENID = {"AUTH_TYPE": "openid-connect", "NOTIFY_SSO_DOMAINS": "example.com, other.example"}
+OPENID = {"AUTH_TYPE": "openid-connect", "NOTIFY_SSO_DOMAINS": "example.com, other.example",
+          "OIDC_CLAIM_iss": "https://login.example"}
 VERIFIED = OPENID | {"OIDC_CLAIM_email_verified": "1"}
 
 
@@ -83,6 +84,7 @@ def test_who_is_no_analyst_is_refused(page, login):
 @pytest.mark.parametrize(("login", "domains"), [
     ("alice@example.com", "example.com"), ("alice@EXAMPLE.Com", "example.com"), ("alice@example.com", "EXAMPLE.COM"),
     ("alice@example.com", "other.example example.com"), ("alice@example.com", "other.example,example.com"),
+    ("Alice@Example.com", "example.com"),
 ])
 def test_an_address_of_our_domain_logs_in_by_its_name(page, login, domains):
     assert who(page, login, **VERIFIED | {"NOTIFY_SSO_DOMAINS": domains}) == "alice"
@@ -97,6 +99,7 @@ def test_no_domain_is_ours_unless_it_is_named(page):
 def test_the_kelvin_sign_is_no_k(page):
     assert who(page, "alice@k.example", **VERIFIED | {"NOTIFY_SSO_DOMAINS": "k.example"}) == "alice"
     assert who(page, "alice@\u212a.example", **VERIFIED | {"NOTIFY_SSO_DOMAINS": "k.example"}) is None
+    assert who(page, "alice@k.example", **VERIFIED | {"NOTIFY_SSO_DOMAINS": "\u212a.example"}) is None
 
 
 @pytest.mark.parametrize("kind", ["openid-connect", "OpenID-Connect", "oauth20", "auth-openidc"])
@@ -122,12 +125,71 @@ def test_exceptions_win(page):
         "j\u00e4na@x.example": "alice",
         "gone@example.com": None, "evil@example.com": "../alice", "list@example.com": ["alice"],
         "c@example.com": "carol"}))
-    for login, name in {"jana.novak@partner.example": "alice", "jana.novak@PARTNER.example": "alice",
+    for login, name in {"jana.novak@partner.example": "alice", "Jana.Novak@PARTNER.example": "alice",
                         "bob@example.com": "alice", "janek": "bob",
         "j\u00e4na@x.example": "alice",
                         "gone@example.com": None, "evil@example.com": None, "list@example.com": None,
-                        "c@example.com": None, "Jana.Novak@partner.example": None, "bob": "bob"}.items():
+                        "c@example.com": None, "bob": "bob"}.items():
         assert who(page, login, **VERIFIED) == name, login
+
+
+@pytest.mark.parametrize(("key", "login", "name"), [
+    ("Jana.Novak@Corp.example", "jana.novak@corp.example", "alice"),
+    ("jana.novak@corp.example", "JANA.NOVAK@CORP.EXAMPLE", "alice"),
+    ("CORP\\Jana", "corp\\jana", "alice"),
+    ("J\u00e4na@Corp.example", "j\u00e4na@corp.example", "alice"),
+    # A to Z alone: neither the Kelvin sign nor a letter whose small form depends on the language is another's.
+    ("\u212aarl@corp.example", "karl@corp.example", None), ("karl@corp.example", "\u212aarl@corp.example", None),
+    ("ir\u0130s@corp.example", "iris@corp.example", None), ("iris@corp.example", "ir\u0131s@corp.example", None),
+    ("J\u00c4na@corp.example", "j\u00e4na@corp.example", None), ("\ud800", "karl@corp.example", None),
+], ids=ascii)
+def test_exceptions_are_compared_without_case(page, key, login, name):
+    (page.etc / "usernames.json").write_text(json.dumps({key: "alice"}))
+    assert who(page, login, **VERIFIED) == name
+
+
+def test_an_exception_s_account_is_taken_as_it_is_written(page):
+    (page.etc / "usernames.json").write_text('{"jana@corp.example": "Alice", "BOB": null}')
+    assert "no account Alice " in answer_to(page, "jana@corp.example", **VERIFIED).error
+    # Where accounts come from a directory that knows no case, BOB and Bob are bob: all of them are shut out.
+    assert {who(page, login) for login in ("BOB", "bob", "Bob")} == {None}
+
+
+def test_two_spellings_of_one_login_are_an_error_that_names_them(page):
+    (page.etc / "usernames.json").write_text('{"Jana@corp.example": "alice", "x": "bob", "jana@Corp.example": "bob"}')
+    for login in ("jana@corp.example", "Jana@corp.example", "alice"):
+        answer = answer_to(page, login, **VERIFIED)
+        assert answer.status == 503 and "jana" not in answer.text.lower()
+        assert all(word in answer.errors for word in ("usernames.json", "Jana@corp.example", "jana@Corp.example"))
+
+
+@pytest.mark.parametrize("issuer", ["https://accounts.google.com", "accounts.google.com"])
+def test_an_address_of_ours_at_google_counts_only_in_an_account_of_ours(page, issuer):
+    """Anybody can register an account at Google with an address that they can read, or once could."""
+    google = VERIFIED | {"OIDC_CLAIM_iss": issuer, "HTTP_OIDC_CLAIM_HD": "example.com"}
+    (page.etc / "usernames.json").write_text('{"a@example.com": "alice", "alice@gmail.com": "alice"}')
+    for hd in (None, "", "evil.example", "sub.example.com", "example.com.evil.example", "example.com,other.example",
+               "exam\u0440le.com", "null"):
+        assert who(page, "alice@example.com", **google, OIDC_CLAIM_hd=hd) is None
+        assert who(page, "a@example.com", **google, OIDC_CLAIM_hd=hd) is None
+    for hd in ("example.com", "EXAMPLE.com", "other.example"):  # the organisation's first domain may be another of ours
+        assert who(page, "alice@example.com", **google, OIDC_CLAIM_hd=hd) == "alice"
+        assert who(page, "a@example.com", **google, OIDC_CLAIM_hd=hd) == "alice"
+    # Of another domain, the administrator has named this very address.
+    assert who(page, "alice@gmail.com", **google) == "alice"
+
+
+def test_another_provider_need_not_name_an_organisation_but_must_not_name_another(page):
+    for ours in (VERIFIED, {"AUTH_TYPE": "oauth2-proxy", "NOTIFY_SSO_DOMAINS": "example.com"}):
+        assert who(page, "alice@example.com", **ours) == "alice"
+        assert who(page, "alice@example.com", OIDC_CLAIM_hd="example.com", **ours) == "alice"
+        assert who(page, "alice@example.com", OIDC_CLAIM_hd="evil.example", **ours) is None
+
+
+def test_an_address_of_ours_from_no_provider_is_nobody(page):
+    """Where the claim is filtered out the account could be Google's, and nobody would see that it is not ours."""
+    for issuer in (None, ""):
+        assert who(page, "alice@example.com", **VERIFIED | {"OIDC_CLAIM_iss": issuer}) is None
 
 
 @pytest.mark.parametrize("content", ["", "[]", "nonsense", '{"a": '])
@@ -151,6 +213,9 @@ def test_a_refusal_says_what_to_ask_for(page):
     assert "usernames.json" in refusal("EXAMPLE\\alice")
     assert "e-mail address was verified" in refusal("alice@example.com", **OPENID)
     assert "system" in refusal("daemon99")
+    google = VERIFIED | {"OIDC_CLAIM_iss": "https://accounts.google.com"}
+    assert "organisation gave you" in refusal("alice@example.com", **google)
+    assert "claims iss and hd" in refusal("alice@example.com", **VERIFIED | {"OIDC_CLAIM_iss": None})
 
 
 def test_a_refusal_is_a_page_for_a_browser_and_cannot_be_made_to_carry_markup(page):
