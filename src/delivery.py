@@ -12,10 +12,11 @@ import queue
 import random
 import threading
 import time
+from contextlib import ExitStack
 
 from lanes import Lane, Lanes
 from metrics import Metrics
-from notification import LATE_SECONDS, Step, compose
+from notification import LATE_SECONDS, Step, compose, message_ids_of
 from outbox import CorruptEntry, Outbox
 from receipt import Outcome, Receipt
 from telegram_api import TelegramAPI, TelegramError, TelegramUnreachable
@@ -67,9 +68,9 @@ class Delivery:
         self._work: queue.SimpleQueue = queue.SimpleQueue()
         self._workers: list[threading.Thread] = []
         self._receipts: dict[str, Receipt] = {}
-        self._of_user: dict[str, tuple[int, int]] = {}  # how many, and the bytes of their pictures
-        self._queued: dict[str, tuple[float, str | None, int]] = {}  # since when (monotonic), for whom, the bytes
-        self._unrecorded: dict[str, tuple[dict, bool]] = {}
+        self._of_user: dict[str, int] = {}
+        self._queued: dict[str, tuple[float, str | None]] = {}  # since when (monotonic), for whom
+        self._unrecorded: dict[str, tuple[bool, list]] = {}  # whether it was the last call, Telegram's message_ids
         self._scheduler = threading.Thread(target=self._schedule, name="delivery", daemon=True)
         self.problem: str | None = None
         self.last_delivery: float | None = None
@@ -100,16 +101,12 @@ class Delivery:
 
     def queued(self, user: str | None = None) -> int:
         """How many messages are accepted and not delivered, in all or for a user."""
-        return len(self._queued) if user is None else self._of_user.get(user, (0, 0))[0]
-
-    def queued_bytes(self, user: str) -> int:
-        """How large the pictures are that wait for a user."""
-        return self._of_user.get(user, (0, 0))[1]
+        return len(self._queued) if user is None else self._of_user.get(user, 0)
 
     def oldest_age(self) -> float:
         """Seconds since the oldest message of the queue was accepted; 0 when it is empty."""
         with self._changed:
-            oldest = min((since for since, *_ in self._queued.values()), default=None)
+            oldest = min((since for since, _ in self._queued.values()), default=None)
         return 0.0 if oldest is None else time.monotonic() - oldest
 
     def is_alive(self) -> bool:
@@ -156,11 +153,9 @@ class Delivery:
         # The time of day is asked once: set forward by a day, it would make everything that waits too old.
         # A message that was retried by hand is as old as that.
         age = max(0.0, time.time() - entry.get("retried_at", entry["accepted_at"]))
-        size = entry["message"].get("photo_size")
-        size = size if type(size) is int else 0
-        self._queued[entry["id"]] = (time.monotonic() - age, user, size)
+        self._queued[entry["id"]] = (time.monotonic() - age, user)
         if user:
-            self._count(user, 1, size)
+            self._count(user, 1)
         self._lanes.add(entry["chat_id"], entry["id"], entry["reply"])
 
     def _hand_out(self) -> float:
@@ -232,15 +227,15 @@ class Delivery:
     def _deliver(self, lane: Lane) -> None:
         """One call for the message at the head of a lane."""
         entry_id = lane.head()
-        if entry_id in self._unrecorded:
-            self._record(lane, entry_id)
-            return
         try:
             entry = self._outbox.read(entry_id)
+            if entry_id in self._unrecorded:
+                self._record(lane, entry)
+                return
             if not self._is_addressed(lane, entry):
                 return
             step, last = self._step(entry)
-            self._call(step, lane.chat_id, entry_id)
+            message_ids = message_ids_of(self._call(step, lane.chat_id, entry_id))
         except CorruptEntry as error:
             self._outbox.set_aside(entry_id, str(error))
             self._finish(lane, entry_id, Outcome(502, "the stored message is damaged"))
@@ -249,7 +244,7 @@ class Delivery:
         except TelegramError as error:
             self._refused(lane, entry, error)
         else:
-            self._succeeded(lane, entry, last)
+            self._succeeded(lane, entry, last, message_ids)
 
     def _is_addressed(self, lane: Lane, entry: dict) -> bool:
         """Whether the message still belongs in this chat and is not too old; if not, it is dealt with."""
@@ -280,42 +275,45 @@ class Delivery:
         part = min(entry["part"], len(steps) - 1)
         return steps[part], part == len(steps) - 1
 
-    def _call(self, step: Step, chat_id: int, entry_id: str) -> None:
+    def _call(self, step: Step, chat_id: int, entry_id: str):
         try:
-            self._send(step, chat_id, entry_id)
+            return self._send(step, chat_id, entry_id)
         except TelegramError as error:
             other = step.other_way(error.code, error.description)
             if other is None:
                 raise
             log.info("%s: Telegram says %s; sent another way", entry_id, error.description)
-            self._call(other, chat_id, entry_id)
+            return self._call(other, chat_id, entry_id)
 
-    def _send(self, step: Step, chat_id: int, entry_id: str) -> None:
+    def _send(self, step: Step, chat_id: int, entry_id: str):
         files = None
-        if step.attachment:
-            parameter, filename, content = step.attachment
-            files = {parameter: (filename, self._outbox.photo(entry_id) if content is None else content)}
-        self._api.call(step.method, {"chat_id": chat_id, **step.params}, files)
+        with ExitStack() as opened:
+            if step.attachment:
+                parameter, filename, content = step.attachment
+                content = opened.enter_context(self._outbox.photo(entry_id)) if content is None else content
+                files = {parameter: (filename, content)}
+            return self._api.call(step.method, {"chat_id": chat_id, **step.params}, files)
 
-    def _succeeded(self, lane: Lane, entry: dict, last: bool) -> None:
+    def _succeeded(self, lane: Lane, entry: dict, last: bool, message_ids: list) -> None:
         if self.problem:
             log.warning("Telegram answers again; %d messages are queued", self.queued())
         self.problem = None
         self._failures = lane.failures = 0
         self._lanes.one_at_a_time = False
         self.last_delivery = time.time()
-        self._unrecorded[entry["id"]] = (entry, last)
-        self._record(lane, entry["id"])
+        self._unrecorded[entry["id"]] = (last, message_ids)
+        self._record(lane, entry)
 
-    def _record(self, lane: Lane, entry_id: str) -> None:
+    def _record(self, lane: Lane, entry: dict) -> None:
         """Write down that a call was carried out. Until that succeeds the call is not made again: on a disk that
         is full every new attempt would be one more copy in the chat."""
-        entry, last = self._unrecorded[entry_id]
+        last, message_ids = self._unrecorded[entry["id"]]
+        message_ids = entry.get("message_ids", []) + message_ids
         if last:
-            self._outbox.delivered(entry)
+            self._outbox.delivered(entry, message_ids)
         else:
-            self._outbox.save({**entry, "part": entry["part"] + 1})
-        del self._unrecorded[entry_id]
+            self._outbox.save({**entry, "part": entry["part"] + 1, "message_ids": message_ids})
+        del self._unrecorded[entry["id"]]
         if last:
             self._delivered(lane, entry)
 
@@ -418,17 +416,16 @@ class Delivery:
 
     def _forget(self, entry_id: str, outcome: Outcome) -> None:
         with self._changed:
-            _, user, size = self._queued.pop(entry_id)
+            _, user = self._queued.pop(entry_id)
             if user:
-                self._count(user, -1, -size)
+                self._count(user, -1)
             receipt = self._receipts.pop(entry_id, None)
         if receipt:
             receipt.settle(outcome)
 
-    def _count(self, user: str, messages: int, size: int) -> None:
-        count, total = self._of_user.pop(user, (0, 0))
-        if count + messages:
-            self._of_user[user] = count + messages, total + size
+    def _count(self, user: str, messages: int) -> None:
+        if count := self._of_user.pop(user, 0) + messages:
+            self._of_user[user] = count
 
 
 def _backoff(failures: int) -> float:

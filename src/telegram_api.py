@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import secrets
 import select
 import threading
@@ -60,8 +61,8 @@ class TelegramAPI:
 
     def call(self, method: str, params: dict | None = None, files: dict | None = None,
              timeout: float | None = None):
-        """The `result` of a Bot API method. `files` is `{parameter: (filename, bytes or Path)}`. Without a `timeout` an
-        answer is waited for ANSWER_SECONDS.
+        """The `result` of a Bot API method. `files` is `{parameter: (filename, bytes or open file)}`. Without a
+        `timeout` an answer is waited for ANSWER_SECONDS.
 
         Raises OSError where a file cannot be read."""
         if files:
@@ -246,7 +247,7 @@ def _multipart(params: dict, files: dict) -> tuple:
         pieces += [f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"; filename="{safe}"\r\n'
                    "Content-Type: application/octet-stream\r\n\r\n".encode(), content, b"\r\n"]
     pieces.append(f"--{boundary}--\r\n".encode())
-    length = sum(len(piece) if isinstance(piece, bytes) else piece.stat().st_size for piece in pieces)
+    length = sum(len(piece) if isinstance(piece, bytes) else os.fstat(piece.fileno()).st_size for piece in pieces)
     return _chunks(pieces), {"Content-Type": f"multipart/form-data; boundary={boundary}",
                              "Content-Length": str(length)}
 
@@ -256,6 +257,5 @@ def _chunks(pieces: list):
         if isinstance(piece, bytes):
             yield piece
             continue
-        with open(piece, "rb") as file:
-            while data := file.read(1 << 18):
-                yield data
+        while data := piece.read(1 << 18):
+            yield data

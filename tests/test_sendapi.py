@@ -123,8 +123,8 @@ def test_a_photo_as_bytes(bot, telegram):
     assert answer.status_code == 200, answer.text
     (message,) = [m for m in telegram.messages(CHAT) if m.get("caption") == "T\nc"]
     assert message["photo"]
-    assert list((bot.data / "outbox").glob("**/*.photo")) == []
-    assert list((bot.data / "outbox" / "queue").iterdir()) == []
+    assert list((bot.state / "outbox").glob("**/*.photo")) == []
+    assert list((bot.state / "outbox" / "queue").iterdir()) == []
 
 
 def test_a_photo_by_its_path(bot, telegram, tmp_path):
@@ -210,7 +210,7 @@ def test_a_picture_for_nobody_is_refused_before_it_is_read(bot):
 def test_a_form_that_is_broken(bot, body):
     answer = bot.post("/send_photo", data=body, headers={"Content-Type": "multipart/form-data; boundary=x"})
     assert answer.status_code == 400 and answer.json()["error"]
-    assert list((bot.data / "outbox" / "queue").iterdir()) == []
+    assert list((bot.state / "outbox" / "queue").iterdir()) == []
 
 
 def test_a_form_without_a_boundary(bot):
@@ -240,7 +240,7 @@ def test_what_telegram_refuses_for_good_is_a_502_and_kept(bot, telegram):
     answer = bot.send("unlucky")
     assert (answer.status_code, answer.json()["error"]) == (502, "Bad Request: no such luck")
     (entry_id,) = bot.outbox("failed")
-    entry = json.loads((bot.data / "outbox" / "failed" / f"{entry_id}.json").read_text())
+    entry = json.loads((bot.state / "outbox" / "failed" / f"{entry_id}.json").read_text())
     assert (entry["reason"], entry["message"]["text"]) == ("Bad Request: no such luck", "unlucky")
 
 
@@ -267,7 +267,7 @@ def test_too_many_bytes_of_pictures_are_a_429(tmp_path):
     """What waits is as an earlier run left it: half a gigabyte would take the test long to send."""
     bot = Bot(tmp_path, "http://127.0.0.1:9")
     bot.users(**{ME: CHAT})
-    queue = bot.data / "outbox" / "queue"
+    queue = bot.state / "outbox" / "queue"
     queue.mkdir(parents=True)
     for number, size in enumerate((50 << 20, 450 << 20)):
         (queue / f"{number:020}.photo").write_bytes(png())

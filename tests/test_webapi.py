@@ -129,7 +129,7 @@ def test_run_brings_the_result_into_the_chat(bot, telegram, linked, scripts):  #
     text_arrives(telegram, linked, "Sales\ndown")
     assert scripts.requests[-1] == {"do": "run", "name": "a.py"}
     assert "alice runs a.py from the page" in bot.log
-    until(lambda: json.loads((bot.data / "runs.json").read_text()) == {})
+    until(lambda: json.loads((bot.state / "runs.json").read_text()) == {})
     scripts.answers += [line(ok=True, scripts=[])] * 50
     (notice,) = until(lambda: bot.card()["notifications"])
     assert (notice["title"], notice["script"], notice["state"], notice["reason"]) == ("Sales", "a.py", "delivered", "")
@@ -246,9 +246,9 @@ def test_runs_of_the_page_are_bounded_in_all(tmp_path, telegram, chat_id):  # no
 
 def test_a_run_that_a_crash_interrupts_is_told_of_once(bot, telegram, linked, neighbour):  # noqa: F811
     assert bot.web("/run", user="alice", name="a.py")[0] == 202
-    (run,) = json.loads((bot.data / "runs.json").read_text()).values()
+    (run,) = json.loads((bot.state / "runs.json").read_text()).values()
     assert run == {"user": "alice", "chat_id": linked, "name": "a.py"}
-    assert (bot.data / "runs.json").stat().st_mode & 0o777 == 0o600
+    assert (bot.state / "runs.json").stat().st_mode & 0o777 == 0o600
     bot.kill()
     bot.start()
     text_arrives(telegram, linked, "restarted while a.py ran")
@@ -256,7 +256,7 @@ def test_a_run_that_a_crash_interrupts_is_told_of_once(bot, telegram, linked, ne
     bot.start()
     ask(telegram, linked, "/help")
     assert sum("restarted while a.py ran" in text for text in telegram.texts(linked)) == 1
-    assert json.loads((bot.data / "runs.json").read_text()) == {}
+    assert json.loads((bot.state / "runs.json").read_text()) == {}
 
 
 def test_a_run_that_was_told_of_is_not_told_of_as_interrupted(bot, telegram, linked, scripts):  # noqa: F811
@@ -264,15 +264,15 @@ def test_a_run_that_was_told_of_is_not_told_of_as_interrupted(bot, telegram, lin
     scripts.answers += [line(ok=True, scripts=entries("a.py")), SILENT]
     scripts.hold.clear()
     assert bot.web("/run", user="alice", name="a.py")[0] == 202
-    kept = (bot.data / "runs.json").read_text()
+    kept = (bot.state / "runs.json").read_text()
     scripts.hold.set()
     text_arrives(telegram, linked, "nothing to report")
     bot.stop()
-    (bot.data / "runs.json").write_text(kept)
+    (bot.state / "runs.json").write_text(kept)
     bot.start()
     ask(telegram, linked, "/help")
     assert not any("restarted" in text for text in telegram.texts(linked))
-    assert json.loads((bot.data / "runs.json").read_text()) == {}
+    assert json.loads((bot.state / "runs.json").read_text()) == {}
 
 
 def test_who_answers_slowly_for_scripts_holds_no_other_page_up(bot, linked, neighbour):
@@ -445,10 +445,10 @@ def test_recent_asked_again_reads_only_what_is_new(outbox, monkeypatch):
 
 
 def test_an_outbox_that_cannot_be_read_is_said(bot, linked):
-    (bot.data / "outbox/sent").rename(bot.data / "outbox/away")
+    (bot.state / "outbox/sent").rename(bot.state / "outbox/away")
     status, answer = bot.web("/card", user="alice")
     assert status == 503 and bot.retry_after and "journal" in answer["error"] and "outbox cannot be read" in bot.log
-    (bot.data / "outbox/away").rename(bot.data / "outbox/sent")
+    (bot.state / "outbox/away").rename(bot.state / "outbox/sent")
     assert bot.card()["ok"]
 
 

@@ -147,7 +147,7 @@ def all_is_well(result, telegram, bot):
     until(lambda: 7002 in telegram.chats, 30, "commands are answered again")
     until(lambda: not telegram.polls, 60, "all updates have been fetched")
     until(lambda: not overdue(bot), 120, "what Telegram wants no rest for is delivered")
-    until(lambda: not json.loads((bot.data / "polling.json").read_text())["pending"], 10, "all updates are handled")
+    until(lambda: not json.loads((bot.state / "polling.json").read_text())["pending"], 10, "all updates are handled")
     result.expect(bot.get("/health").status_code == 200, "health says that all is not well")
 
 
