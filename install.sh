@@ -225,8 +225,8 @@ do_uninstall() {
     if on_this_machine; then
         systemctl daemon-reload
     fi
-    echo "Uninstalled. Kept: /etc/notify-bot (settings, token), /data/notifications (links, outbox), the accounts and groups,"
-    echo "a sudo rule that was edited, and everybody's scripts."
+    echo "Uninstalled. Kept: /etc/notify-bot (settings, token), /data/notifications and /data/notify-bot (links,"
+    echo "messages), the accounts and groups, a sudo rule that was edited, and everybody's scripts."
 }
 
 case ${1-} in

@@ -112,7 +112,7 @@ class History:
 
     def expire(self, now: float, days: int) -> None:
         """Remove the files of more than `days` ago, and what is too old for a key from the index."""
-        for path in self._folder.glob("*.jsonl"):
+        for path in self._files():
             if path.stem < _day(now - days * 86400):
                 path.unlink()
         with self._lock:
@@ -127,9 +127,13 @@ class History:
 
     def _recent_files(self, now: float) -> list[Path]:
         """Those of yesterday and today; the newest too, for a clock that was wrong before this start, or is."""
-        names = sorted(path.name for path in self._folder.glob("*.jsonl"))
-        days = {f"{_day(now + days * 86400)}.jsonl" for days in (-1, 0, 1)}
-        return [self._folder / name for name in names if name in days or name in names[-2:]]
+        files = self._files()
+        days = {_day(now + days * 86400) for days in (-1, 0, 1)}
+        return [path for path in files if path.stem in days or path in files[-2:]]
+
+    def _files(self) -> list[Path]:
+        """Oldest first."""
+        return [self._folder / name for name in sorted(os.listdir(self._folder)) if name.endswith(".jsonl")]
 
     def _open(self, day: str) -> None:
         if self._descriptor is not None and self._day == day:
@@ -152,7 +156,7 @@ class History:
     def _backwards(self):
         """Lines, the last one first."""
         left = MAX_READ_BYTES
-        for path in sorted(self._folder.glob("*.jsonl"), reverse=True):
+        for path in reversed(self._files()):
             with open(path, "rb") as file:
                 end, half = file.seek(0, os.SEEK_END), b""
                 while end > 0 and left > 0:

@@ -80,6 +80,7 @@ class Bot:
         self.data = folder / "data"
         self.data.mkdir(exist_ok=True)
         self.state = folder / "state"
+        self.state.mkdir(mode=0o700, exist_ok=True)
         self.socket_path = folder / "bot.sock"
         self.environment = {
             "TELEGRAM_BOT_TOKEN": TOKEN, "TELEGRAM_API_URL": api_url, "NOTIFY_DATA_DIR": str(self.data),

@@ -111,7 +111,7 @@ FIGURES = [
     (GUIDE, "valid for {} minutes", {10: "ten"}[links.CODE_SECONDS // 60]),
     (GUIDE, "with at most {} GiB of memory", re.search(r"^MemoryMax=(\d+)G$", SCRIPTS_UNIT, re.M)[1]),
     (ADMIN, "codes of the last {} minutes", {10: "ten"}[links.CODE_SECONDS // 60]),
-    (ADMIN, "delivered, by day; {} days", {3: "three"}[outbox.SENT_DAYS]),
+    (ADMIN, "one line a message, without its text; {} days", {3: "three"}[outbox.SENT_DAYS]),
     (ADMIN, "{} days", {30: "thirty"}[outbox.FAILED_DAYS]),
     (ADMIN, "a copy of the log of at most {} MiB", 2 * service.LOG_COPY_BYTES >> 20),
     (ADMIN, "messages wait up to {}", {86400: "a day"}[service.Settings({}).max_age]),

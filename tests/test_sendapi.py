@@ -270,14 +270,15 @@ def test_too_many_bytes_of_pictures_are_a_429(tmp_path):
     queue = bot.state / "outbox" / "queue"
     queue.mkdir(parents=True)
     for number, size in enumerate((50 << 20, 450 << 20)):
-        (queue / f"{number:020}.photo").write_bytes(png())
+        with open(queue / f"{number:020}.photo", "wb") as photo:
+            photo.truncate(size)
         (queue / f"{number:020}.json").write_text(json.dumps({
             "id": f"{number:020}", "sequence": number, "accepted_at": time.time(), "chat_id": CHAT, "user": ME,
             "reply": False, "part": 0, "late_since": None,
             "message": {"text": "", "photo": "a.png", "photo_size": size}}))
     bot.start()
     answer = bot.send("x", wait=0)
-    assert answer.status_code == 429 and "500 MiB" in answer.json()["error"]
+    assert answer.status_code == 429 and "500" in answer.json()["error"]
     assert int(answer.headers["Retry-After"]) > 0
     assert bot.post("/queue/drop", json={"id": f"{0:020}"}).json()["ok"]
     assert bot.send("x", wait=0).status_code == 202

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import os
 import re
 import signal
 import socket
@@ -16,7 +15,6 @@ import pytest
 
 import unixhttp
 from live import ME, PYTHON, SRC, TOKEN, Bot, Process, until
-from recent import Recent
 from test_chat import ScriptsSocket, ask, chat_id, entries, line, press, telegram  # noqa: F401 (fixtures)
 
 NOWHERE = "http://127.0.0.1:9"
@@ -381,67 +379,6 @@ def test_what_was_dropped_is_shown_no_more(bot, telegram, linked):  # noqa: F811
     assert bot.notices(ME) == [("wrong", "failed")]
     assert bot.post("/queue/drop", json={"id": bot.outbox("failed")[0]}).status_code == 200
     assert bot.notices(ME) == []
-
-
-def entry(number, user="alice", **fields):
-    return {"id": f"{number:020x}", "accepted_at": 1_800_000_000 + number, "user": user, "script": "",
-            "message": {"title": f"t{number}", "text": "secret"}, **fields}
-
-
-@pytest.fixture
-def outbox(tmp_path):
-    for name in ("queue", "failed", "sent/2026-01-30", "sent/2026-01-31"):
-        (tmp_path / name).mkdir(parents=True)
-    return tmp_path
-
-
-def keep(outbox, place, *kept):
-    for one in kept:
-        (outbox / place / f"{one['id']}.json").write_text(json.dumps(one))
-
-
-def test_recent_holds_few_in_memory_and_damage_is_left_out(outbox, monkeypatch):
-    monkeypatch.setattr("recent.MAX_USERS", 3)
-    keep(outbox, "sent/2026-01-30", *(entry(number) for number in range(30)))
-    keep(outbox, "sent/2026-01-31", *(entry(100 + number, f"user{number}") for number in range(5)), entry(200, None))
-    keep(outbox, "failed", entry(300, 5), entry(301, accepted_at="x"), entry(302, message=[]))
-    (outbox / "queue/broken.json").write_text("{")
-    (outbox / "queue/list.json").write_text("[1]")
-    recent = Recent(outbox)
-    recent.delivered(entry(50))  # before anybody has asked nothing is kept
-    assert [notice["title"] for notice in recent.of_user("alice")] == [f"t{number}" for number in range(29, 19, -1)]
-    for number in range(400, 420):
-        recent.delivered(entry(number, f"user{number}"))
-    assert recent.of_user("alice") == [] and len(recent.of_user("user419")) == 1
-
-
-def test_recent_reads_the_newest_when_there_is_too_much(outbox, monkeypatch):
-    monkeypatch.setattr("recent.MAX_SCANNED", 4)
-    keep(outbox, "sent/2026-01-31", *(entry(number) for number in range(3)))
-    keep(outbox, "sent/2026-01-30", *(entry(number) for number in range(10, 20)))
-    for number in range(20):  # the clock's grain is coarse: later ones must be later
-        path = next(outbox.glob(f"sent/*/{number:020x}.json"), None)
-        if path:
-            time.sleep(0.005)
-            os.utime(path)
-    shown = [notice["title"] for notice in Recent(outbox).of_user("alice")]
-    assert shown == ["t19", "t2", "t1", "t0"]
-
-
-def test_recent_asked_again_reads_only_what_is_new(outbox, monkeypatch):
-    keep(outbox, "queue", *(entry(number) for number in range(3)))
-    recent, read = Recent(outbox), []
-    really = Recent._read
-    monkeypatch.setattr(Recent, "_read", lambda self, path, state: (read.append(path.stem), really(self, path, state)))
-    assert len(recent.of_user("alice")) == 3 and len(read) == 3
-    keep(outbox, "queue", entry(7))
-    assert len(recent.of_user("alice")) == 4 and read[3:] == [f"{7:020x}"]
-    recent.delivered(entry(7))
-    recent.delivered(entry(8))
-    keep(outbox, "queue", entry(8))  # as a folder that was listed a moment before the message left it
-    (outbox / f"queue/{1:020x}.json").unlink()
-    assert [(notice["title"], notice["state"]) for notice in recent.of_user("alice")] == [
-        ("t8", "delivered"), ("t7", "delivered"), ("t2", "queued"), ("t0", "queued")]
 
 
 def test_an_outbox_that_cannot_be_read_is_said(bot, linked):
