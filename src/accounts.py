@@ -106,12 +106,12 @@ class Accounts:
 
 
 class Upload(io.BufferedRandom):
-    """A new file in `folder` for a picture that is arriving. What is written to it is taken from an account first:
-    `take(size)` may raise."""
+    """A new file in `folder` for a picture that is arriving. What is written to it is first taken from the account of
+    `user` by `take(user, size)`, which may raise; `taken` is how much that is."""
 
-    def __init__(self, folder: Path, take):
+    def __init__(self, folder: Path, user: str | None, take):
         self.path = folder / f".upload-{secrets.token_hex(10)}"
-        self.size, self._take = 0, take
+        self.user, self.taken, self._take = user, 0, take
         super().__init__(io.FileIO(self.path, "x+b", opener=lambda path, flags: os.open(path, flags, 0o600)))
 
     def write(self, data) -> int:
@@ -120,5 +120,5 @@ class Upload(io.BufferedRandom):
 
     def take(self, size: int) -> None:
         """Take room for bytes that arrive and are not written here."""
-        self._take(size)
-        self.size += size
+        self._take(self.user, size)
+        self.taken += size

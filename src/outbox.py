@@ -212,15 +212,15 @@ class Outbox:
     def upload(self, user: str | None):
         """A new binary file for a picture that is arriving, whose bytes are taken from the account of `user` (see
         make_room). It is gone at the end unless `add` took it over. Raises OSError."""
-        with Upload(self._queue, lambda size: self.make_room(user, size)) as upload:
+        with Upload(self._queue, user, self.make_room) as upload:
             try:
                 yield upload
             finally:
                 upload.path.unlink(missing_ok=True)
-                self._accounts.give_back(user, upload.size)
+                self._accounts.give_back(user, upload.taken)
 
-    def add(self, entry_id: str, fields: dict, photo: Path | None = None) -> dict:
-        """Accept a message: durable on return. `photo` is a synced file of `upload`'s, and is taken over.
+    def add(self, entry_id: str, fields: dict, photo: Upload | None = None) -> dict:
+        """Accept a message: durable on return. `photo` is of `upload`'s and synced, and is taken over.
 
         Raises OutboxError, and then nothing was accepted.
         """
@@ -230,11 +230,13 @@ class Outbox:
         size = len(data)
         try:
             if photo:
-                size += photo.stat().st_size
+                size += photo.path.stat().st_size
+                self._accounts.give_back(photo.user, photo.taken)
+                photo.taken = 0
             self.make_room(entry["user"], size)
             try:
                 if photo:
-                    os.rename(photo, picture)
+                    os.rename(photo.path, picture)
                 write_atomic(self._path(entry_id), data, MODE, self._queue_names.sync)
                 self._accounts.keep(entry, size)
             finally:
@@ -272,7 +274,7 @@ class Outbox:
             # On a full disk the list of what was sent gives way: nothing is to be sent twice.
             log.error("outbox: %s was sent, and cannot be added to the list of what was sent: %s", entry["id"],
                       error.strerror)
-        self._unlink(self._queue, entry["id"])
+        self._unlink(self._queue, entry["id"], ("json", "photo") if entry["message"].get("photo") else ("json",))
         self._accounts.drop(entry["id"])
 
     def failed(self, entry: dict, code: int, reason: str) -> None:
@@ -388,10 +390,10 @@ class Outbox:
         self._accounts.keep(entry, size)
 
     @staticmethod
-    def _unlink(folder: Path, entry_id: str) -> bool:
+    def _unlink(folder: Path, entry_id: str, suffixes: tuple = ("json", "photo")) -> bool:
         """Remove a message and its picture, the message first: a picture alone is swept up."""
         found = False
-        for suffix in ("json", "photo"):
+        for suffix in suffixes:
             with suppress(FileNotFoundError):
                 os.unlink(folder / f"{entry_id}.{suffix}")
                 found = True

@@ -46,8 +46,7 @@ class Replies:
                 message["photo"] = photo_name(file.read(8), picture_name)
                 if message["photo"] is None:
                     message["text"] += "\n\n(Its image is not a PNG or JPEG, and is left out.)"
-                path = file.path if message["photo"] else None
-                return self._delivery.submit(self._outbox.add(entry_id, fields, path))
+                return self._delivery.submit(self._outbox.add(entry_id, fields, file if message["photo"] else None))
 
     def sample(self, key: str, link: Link, **options):
         """Show the owner of a link what a notification looks like; as `tell`."""

@@ -14,10 +14,10 @@ import pwd
 import stat
 import tempfile
 from contextlib import suppress
-from pathlib import Path
 
 import multipart
 import queueapi
+from accounts import Upload
 from addressee import not_accepted, unavailable, with_room
 from entries import CorruptEntry
 from notification import PARSE_MODES, photo_name
@@ -85,7 +85,7 @@ def _take_photo(handler: Handler) -> tuple:
             message["photo"], message["photo_size"] = _picture(file, name)
             file.flush()
             os.fsync(file.fileno())
-            return _accept(handler, user, message, options, file.path)
+            return _accept(handler, user, message, options, file)
     except (ConnectionError, TimeoutError):
         raise
     except OutboxError as error:
@@ -115,7 +115,7 @@ class SendHandler(Handler):
               "/health": {"GET": get_health}, "/metrics": {"GET": get_metrics}, **queueapi.ROUTES}
 
 
-def _accept(handler: Handler, user: str, message: dict, options: tuple, photo: Path | None = None) -> tuple:
+def _accept(handler: Handler, user: str, message: dict, options: tuple, photo: Upload | None = None) -> tuple:
     """The ID, the receipt of what is queued (None of what was sent or failed), and the seconds to wait for it."""
     wait, script = options
     context: Context = handler.server.context
@@ -150,7 +150,7 @@ def _tell(handler: Handler, entry_id: str, receipt: Receipt | None, wait: float)
         raise HTTPProblem(outcome.status, outcome.reason)
 
 
-def _add(context: Context, entry_id: str, user: str, message: dict, script: str, photo: Path | None) -> dict:
+def _add(context: Context, entry_id: str, user: str, message: dict, script: str, photo: Upload | None) -> dict:
     """Accept a message: on disk on return. Raises HTTPProblem, and then nothing was accepted."""
     link = with_room(context.links, context.delivery, user)
     fields = {"user": user, "chat_id": link.chat_id, "message": message, "script": script}
