@@ -204,18 +204,21 @@ class JsonStore:
             reason = str(error) if data else "it is empty"
         kept = self._keep(data)
         raise CorruptStore(
-            f"{self.path} is not valid JSON ({reason}); nothing was changed. A copy is kept as {kept}: "
-            f"repair the file, put a backup in its place, or remove it to start with none"
+            f"{self.path} is not valid JSON ({reason}); nothing was changed. {kept}Repair the file, put a backup in "
+            "its place, or remove it to start with none"
         )
 
     def _keep(self, data: bytes) -> str:
         import hashlib  # a runner that finds nothing wrong need not load it
         digest = hashlib.sha256(data).hexdigest()[:8]
+        with suppress(OSError):
+            if os.lstat(self.path).st_nlink > 1:  # perhaps another's file, whose readers are fewer than the copy's
+                return ""
         copy = self.path.with_name(f"{self.path.name}.corrupt-{digest}")
         with suppress(OSError):
             if not copy.exists():
                 write_atomic(copy, data, self.mode)
-        return copy.name
+        return f"A copy is kept as {copy.name}. "
 
 
 def _encode(document: dict) -> bytes:

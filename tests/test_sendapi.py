@@ -67,10 +67,14 @@ print(json.dumps([answer.status, json.loads(answer.read())]))
 KEY = '"Idempotency-Key": "k", '
 
 
-def post_as(name, bot, path, **fields):
+def open_to_all(bot):
     os.chmod(bot.socket_path, 0o666)
     for folder in (bot.folder, bot.folder.parent, bot.folder.parent.parent):
         os.chmod(folder, 0o755)
+
+
+def post_as(name, bot, path, **fields):
+    open_to_all(bot)
     return as_user(name, POST_AS, str(bot.socket_path), path, json.dumps(fields))
 
 
@@ -203,7 +207,7 @@ def test_a_picture_for_nobody_is_refused_before_it_is_read(bot, key):
 @pytest.mark.root
 def test_a_key_that_was_accepted_before_is_answered_before_the_picture_is_read(bot):
     bot.users(**{ME: CHAT, "daemon": CHAT + 1})
-    os.chmod(bot.socket_path, 0o666)
+    open_to_all(bot)
     code = POST_AS.replace('{"Content-Type"', '{' + KEY + '"Content-Type"')
     status, answer = as_user("daemon", code, str(bot.socket_path), "/send", '{"text": "sent"}')
     assert status == 200
@@ -214,9 +218,7 @@ def announce_photo(bot, headers):
     """The answer to daemon's head of a request, whose picture of 50 MB does not come."""
     code = POST_AS.replace("sys.argv[3].encode()", "None")
     code = code.replace('{"Content-Type"', '{"Content-Length": "50000000", ' + headers + '"x"')
-    os.chmod(bot.socket_path, 0o666)
-    for folder in (bot.folder, bot.folder.parent, bot.folder.parent.parent):
-        os.chmod(folder, 0o755)
+    open_to_all(bot)
     return as_user("daemon", code, str(bot.socket_path), "/send_photo")
 
 
@@ -403,10 +405,6 @@ def begin_upload(bot, size, fields=b"", **headers):
     return connection
 
 
-def uploaded(bot):
-    return sum(path.stat().st_size for path in (bot.state / "outbox/queue").glob(".upload-*"))
-
-
 def test_uploads_that_are_still_arriving_count(tmp_path):
     """Each alone has room; the check before an upload began was the only one once."""
     bot = Bot(tmp_path, "http://127.0.0.1:9")
@@ -415,7 +413,7 @@ def test_uploads_that_are_still_arriving_count(tmp_path):
     failed.mkdir(parents=True)
     queue = bot.state / "outbox/queue"
     queue.mkdir()
-    for folder, number, size in ((queue, 0, 440 << 20), (failed, 1, 20 << 20)):
+    for folder, number, size in ((queue, 0, 460 << 20), (failed, 1, 20 << 20)):
         with open(folder / f"{number:020}.photo", "wb") as photo:
             photo.truncate(size)
         (folder / f"{number:020}.json").write_text(json.dumps({
@@ -425,18 +423,19 @@ def test_uploads_that_are_still_arriving_count(tmp_path):
     bot.start()
     connections = []
     try:
-        for _ in range(2):
-            connections.append(begin_upload(bot, 30 << 20))
+        connections += [begin_upload(bot, 30 << 20), begin_upload(bot, 30 << 20)]
+        until(lambda: len(list(queue.glob(".upload-*"))) == 2)
+        for connection in connections:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 for _ in range(29):
-                    connections[-1].sendall(bytes(1 << 20))
-        answer = connections[-1].recv(1 << 16)
+                    connection.sendall(bytes(1 << 20))
+        answer = connections[1].recv(1 << 16)
         assert b" 429 " in answer and b"Retry-After" in answer and b"are kept for" in answer
         assert bot.outbox("failed") == []  # what failed made way before that
     finally:
         for connection in connections:
             connection.close()
-        until(lambda: uploaded(bot) == 0)
+        until(lambda: not list(queue.glob(".upload-*")))
         bot.kill()
 
 
