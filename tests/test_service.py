@@ -132,8 +132,9 @@ def test_the_copy_of_the_log_is_bounded(tmp_path):
 
 
 def test_a_copy_that_cannot_be_written_is_not_missed_twice(tmp_path):
-    code = (f"import sys, pathlib; sys.path.insert(0, {str(SRC)!r}); import logging, service; "
-            "service.setup_logging(pathlib.Path('/dev/full')); logging.info('one'); logging.info('two')")
+    code = (f"import sys, pathlib; sys.path.insert(0, {str(SRC)!r}); import logging, resource, service, signal; "
+            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); "
+            "service.setup_logging(pathlib.Path('copy.log')); logging.info('one'); logging.info('two')")
     done = subprocess.run([PYTHON, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=20)
     assert (done.returncode, done.stderr.splitlines()) == (0, ["one", "two"])
 
