@@ -60,6 +60,7 @@ def _take_text(handler: Handler) -> tuple:
     """Accept a message; see `_accept`. Nothing of it is in memory while the caller waits."""
     fields = handler.json_object(MAX_JSON_BYTES)
     user, message, options = _recipient(handler.peer, fields), _message(fields, "text"), _options(fields)
+    del fields  # whatever else was in it would stay in memory while it is written
     if not message["text"] and not message.get("title"):
         raise HTTPProblem(400, "text is missing")
     return _accept(handler, user, message, options)
@@ -82,6 +83,7 @@ def _take_photo(handler: Handler) -> tuple:
                 fields = handler.json_object(MAX_JSON_BYTES)
                 name = _copy_photo(handler.peer, fields, file)
             user, message, options = _recipient(handler.peer, fields), _message(fields, "caption"), _options(fields)
+            del fields
             message["photo"], message["photo_size"] = _picture(file, name)
             file.flush()
             os.fsync(file.fileno())

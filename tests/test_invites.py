@@ -125,7 +125,7 @@ def test_a_new_invite_voids_the_older_one_of_the_login_and_no_other(bot, telegra
 
 def test_the_bot_alone_reads_invites_and_they_survive_its_restart(bot, telegram, chat_id):  # noqa: F811
     payload = payload_for(bot, "alice")
-    assert [(bot.data / name).stat().st_mode & 0o777 for name in ("invites.json", ".invites.json.lock")] == [0o600] * 2
+    assert [(bot.state / name).stat().st_mode & 0o777 for name in ("invites.json", ".invites.json.lock")] == [0o600] * 2
     bot.kill()
     bot.start()
     press(telegram, opens(telegram, chat_id, payload), "Yes")

@@ -21,7 +21,7 @@ class Disk:
 
     def __init__(self, bot, faults):
         self.bot, self.faults = bot, faults
-        self.folder = bot.data
+        self.folder = bot.state
 
     def ways(self):
         ways = [self.larger_files_are_refused, self.read_only, self.sync_fails, self.sync_of_names_fails,
@@ -105,8 +105,8 @@ def run(result, folder, rounds):
     try:
         telegram.person(CHAT)
         telegram.control("unblock", chat_id=CHAT)
-        with small_disk(folder / "data"):
-            faults = Faults(folder, folder / "data")
+        with small_disk(folder / "state"):
+            faults = Faults(folder, folder / "state")
             bot = Bot(folder, telegram.url, **faults.environment)
             bot.users(**{ME: CHAT})
             try:

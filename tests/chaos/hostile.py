@@ -188,8 +188,10 @@ def on_spoilt_files(result, folder, telegram, contents):
     """A bot that is started on files of which some are spoilt serves, and stops when it is asked to."""
     shutil.rmtree(folder, ignore_errors=True)
     for name, content in contents.items():
-        path = folder / "data" / name
+        path = folder / ("state" if name.startswith(("outbox", "polling")) else "data") / name
         path.parent.mkdir(parents=True, exist_ok=True)
+        (folder / "state").mkdir(mode=0o700, exist_ok=True)
+        (folder / "state").chmod(0o700)
         path.write_bytes(content)
     bot = Bot(folder, telegram.url)
     try:
