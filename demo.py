@@ -223,7 +223,8 @@ class Demo:
         (self.home / ".venv/bin/python").symlink_to(self._python)
         self._start_sandbox()
         environment = {"TELEGRAM_BOT_TOKEN": TOKEN, "TELEGRAM_API_URL": self._sandbox.url,
-                       "NOTIFY_DATA_DIR": str(self.folder / "data"), "NOTIFY_BOT_SOCKET": str(self._bot_socket),
+                       "NOTIFY_DATA_DIR": str(self.folder / "data"), "NOTIFY_STATE_DIR": str(self.folder / "state"),
+                       "NOTIFY_BOT_SOCKET": str(self._bot_socket),
                        "NOTIFY_SCRIPTS_DIR": str(self._on_demand), "NOTIFY_WS_SOCKET": str(self.folder / "no-gateway"),
                        "NOTIFY_SITE_NAME": "this machine"}
         self.processes.start("bot", self._program("notify_bot.py"), environment)

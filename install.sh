@@ -279,8 +279,9 @@ do_uninstall() {
         systemctl daemon-reload
         systemctl kill --kill-whom=main --signal=HUP 'user@*.service' 2>/dev/null || true
     fi
-    echo "Uninstalled. Kept: /etc/notify-bot (settings, token), /data/notifications (links, outbox), the accounts and groups,"
-    echo "/var/lib/notify-bot (the list of the analysts), a sudo rule that was edited, and everybody's scripts."
+    echo "Uninstalled. Kept: /etc/notify-bot (settings, token), /data/notifications and /data/notify-bot (links,"
+    echo "messages), /var/lib/notify-bot (the list of the analysts), the accounts and groups, a sudo rule that was edited,"
+    echo "and everybody's scripts."
 }
 
 case ${1-} in

@@ -250,6 +250,7 @@ class Service(Server):
         else:
             command = place.bot(*arguments)
             environment |= {"TELEGRAM_API_URL": telegram.url, "NOTIFY_DATA_DIR": str(folder),
+                            "NOTIFY_STATE_DIR": str(folder / "state"),
                             "NOTIFY_SCRIPTS_DIR": str(folder / "scripts"), "NOTIFY_WS_SOCKET": str(folder / "ws"),
                             "NOTIFY_BOT_SOCKET": str(folder / "api.sock")}
         self.folder = folder

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from jsonstore import StoreError
 from links import Link, Links
+from outbox import AccountFull, OutboxError
 from unixhttp import HTTPProblem
 
 MAX_QUEUED = 200
-MAX_QUEUED_BYTES = 500 << 20  # of pictures: one user alone is not to fill the disk of all
 
 
 def linked(links: Links, user: str) -> Link:
@@ -29,10 +29,14 @@ def with_room(links: Links, delivery, user: str) -> Link:
     link = linked(links, user)
     if delivery.queued(user) >= MAX_QUEUED:
         raise HTTPProblem(429, f"{MAX_QUEUED} messages for '{user}' are queued", {"Retry-After": "60"})
-    if delivery.queued_bytes(user) >= MAX_QUEUED_BYTES:
-        raise HTTPProblem(429, f"{MAX_QUEUED_BYTES >> 20} MiB of pictures for '{user}' are queued",
-                          {"Retry-After": "60"})
     return link
+
+
+def not_accepted(error: OutboxError) -> HTTPProblem:
+    """The answer to a message that the outbox did not take."""
+    if isinstance(error, AccountFull):
+        return HTTPProblem(429, str(error), {"Retry-After": "60"})
+    return unavailable(str(error))
 
 
 def unavailable(reason: str) -> HTTPProblem:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import ExitStack
 
 from clock import EARLIEST, age
 from failures import MAX_BACKOFF_SECONDS, Failures, Floods, backoff, is_gone, rest_left
 from lanes import Lane, Lanes
 from metrics import Metrics
-from notification import LATE_SECONDS, Step, compose
+from notification import LATE_SECONDS, Step, compose, message_ids_of
 from outbox import CorruptEntry, Outbox
 from receipt import Outcome, Receipt
 from recipients import Recipients
@@ -51,9 +52,9 @@ class Delivery:
         self._stopping = False
         self._workers = Workers(self._work_once)
         self._receipts: dict[str, Receipt] = {}
-        self._of_user: dict[str, tuple[int, int]] = {}  # how many, and the bytes of their pictures
-        self._queued: dict[str, tuple[float, str | None, int]] = {}  # since when (monotonic), for whom, the bytes
-        self._unrecorded: dict[str, tuple[dict, bool]] = {}
+        self._of_user: dict[str, int] = {}
+        self._queued: dict[str, tuple[float, str | None]] = {}  # since when (monotonic), for whom
+        self._unrecorded: dict[str, tuple[bool, list]] = {}  # whether it was the last call, Telegram's message_ids
         self._scheduler = threading.Thread(target=self._schedule, name="delivery", daemon=True)
         self._problem: tuple[float, str] | None = None  # since when (monotonic)
         self.last_delivery: float | None = None
@@ -90,16 +91,12 @@ class Delivery:
 
     def queued(self, user: str | None = None) -> int:
         """How many messages are accepted and not delivered, in all or for a user."""
-        return len(self._queued) if user is None else self._of_user.get(user, (0, 0))[0]
-
-    def queued_bytes(self, user: str) -> int:
-        """How large the pictures are that wait for a user."""
-        return self._of_user.get(user, (0, 0))[1]
+        return len(self._queued) if user is None else self._of_user.get(user, 0)
 
     def oldest_age(self) -> float:
         """Seconds since the oldest message of the queue was accepted; 0 when it is empty."""
         with self._changed:
-            oldest = min((since for since, *_ in self._queued.values()), default=None)
+            oldest = min((since for since, _ in self._queued.values()), default=None)
         return 0.0 if oldest is None else time.monotonic() - oldest
 
     def is_alive(self) -> bool:
@@ -146,11 +143,9 @@ class Delivery:
         # The time of day is asked once: set forward by a day, it would make everything that waits too old.
         # A message that was retried by hand is as old as that.
         since = time.monotonic() - age(entry.get("retried_at", entry["accepted_at"]), time.time())
-        size = entry["message"].get("photo_size")
-        size = size if type(size) is int else 0
-        self._queued[entry["id"]] = (since, user, size)
+        self._queued[entry["id"]] = (since, user)
         if user:
-            self._count(user, 1, size)
+            self._count(user, 1)
         stranger = entry["reply"] and self._strangers.include(entry["chat_id"])
         if stranger:
             self._strangers.hold(entry["id"], entry["chat_id"])
@@ -207,17 +202,17 @@ class Delivery:
     def _deliver(self, lane: Lane) -> None:
         """One call for the message at the head of a lane."""
         entry_id = lane.head()
-        if entry_id in self._unrecorded:
-            self._record(lane, entry_id)
-            return
         if self._expire_old(lane):
             return
         try:
             entry = self._outbox.read(entry_id)
+            if entry_id in self._unrecorded:
+                self._record(lane, entry)
+                return
             if not self._is_addressed(lane, entry):
                 return
             step, last = self._step(entry)
-            self._call(step, lane.chat_id, entry_id)
+            message_ids = message_ids_of(self._call(step, lane.chat_id, entry_id))
         except CorruptEntry as error:
             self._outbox.set_aside(entry_id, str(error))
             self._finish(lane, entry_id, Outcome(502, "the stored message is damaged"))
@@ -226,7 +221,7 @@ class Delivery:
         except TelegramError as error:
             self._refused(lane, entry, error)
         else:
-            self._succeeded(lane, entry, last)
+            self._succeeded(lane, entry, last, message_ids)
 
     def _is_addressed(self, lane: Lane, entry: dict) -> bool:
         """Whether the message still belongs in this chat; if not, it is dealt with."""
@@ -243,7 +238,8 @@ class Delivery:
         """Give up what has grown too old, wherever it stands; whether there was any. A parked lane is taken for
         nothing else."""
         with self._changed:
-            old = [entry_id for entry_id in (*lane.replies, *lane.notifications) if self._is_too_old(entry_id)]
+            old = [entry_id for entry_id in (*lane.replies, *lane.notifications)
+                   if self._is_too_old(entry_id) and entry_id not in self._unrecorded]
         for entry_id in old:
             try:
                 self._expire(lane, self._outbox.read(entry_id))
@@ -272,26 +268,28 @@ class Delivery:
         part = min(entry["part"], len(steps) - 1)
         return steps[part], part == len(steps) - 1
 
-    def _call(self, step: Step, chat_id: int, entry_id: str) -> None:
+    def _call(self, step: Step, chat_id: int, entry_id: str):
         try:
-            self._send(step, chat_id, entry_id)
+            return self._send(step, chat_id, entry_id)
         except TelegramError as error:
             other = step.other_way(error.code, error.description)
             if other is None:
                 raise
             log.info("%s: Telegram says %s; sent another way", entry_id, error.description)
-            self._call(other, chat_id, entry_id)
+            return self._call(other, chat_id, entry_id)
 
-    def _send(self, step: Step, chat_id: int, entry_id: str) -> None:
+    def _send(self, step: Step, chat_id: int, entry_id: str):
         files = None
-        if step.attachment:
-            parameter, filename, content = step.attachment
-            files = {parameter: (filename, self._outbox.photo(entry_id) if content is None else content)}
-            with self._changed:  # a call that is large may take long, and is not stuck
-                self._lanes.under_way[chat_id] += call_seconds(MAX_UPLOAD_BYTES)
-        self._api.call(step.method, {"chat_id": chat_id, **step.params}, files)
+        with ExitStack() as opened:
+            if step.attachment:
+                parameter, filename, content = step.attachment
+                content = opened.enter_context(self._outbox.photo(entry_id)) if content is None else content
+                files = {parameter: (filename, content)}
+                with self._changed:  # a call that is large may take long, and is not stuck
+                    self._lanes.under_way[chat_id] += call_seconds(MAX_UPLOAD_BYTES)
+            return self._api.call(step.method, {"chat_id": chat_id, **step.params}, files)
 
-    def _succeeded(self, lane: Lane, entry: dict, last: bool) -> None:
+    def _succeeded(self, lane: Lane, entry: dict, last: bool, message_ids: list) -> None:
         if self._problem:
             log.warning("Telegram answers again; %d messages are queued", self.queued())
         self._problem = None
@@ -300,18 +298,19 @@ class Delivery:
             self._troubles.succeeded(entry["id"], time.monotonic())
         self._lanes.one_at_a_time = False
         self.last_delivery = time.time()
-        self._unrecorded[entry["id"]] = (entry, last)
-        self._record(lane, entry["id"])
+        self._unrecorded[entry["id"]] = (last, message_ids)
+        self._record(lane, entry)
 
-    def _record(self, lane: Lane, entry_id: str) -> None:
+    def _record(self, lane: Lane, entry: dict) -> None:
         """Write down that a call was carried out. Until that succeeds the call is not made again: on a disk that
         is full every new attempt would be one more copy in the chat."""
-        entry, last = self._unrecorded[entry_id]
+        last, message_ids = self._unrecorded[entry["id"]]
+        message_ids = entry.get("message_ids", []) + message_ids
         if last:
-            self._outbox.delivered(entry)
+            self._outbox.delivered(entry, message_ids)
         else:
-            self._outbox.save({**entry, "part": entry["part"] + 1})
-        del self._unrecorded[entry_id]
+            self._outbox.save({**entry, "part": entry["part"] + 1, "message_ids": message_ids})
+        del self._unrecorded[entry["id"]]
         if last:
             self._delivered(lane, entry)
 
@@ -436,15 +435,14 @@ class Delivery:
 
     def _forget(self, entry_id: str, outcome: Outcome) -> None:
         with self._changed:
-            _, user, size = self._queued.pop(entry_id)
+            _, user = self._queued.pop(entry_id)
             if user:
-                self._count(user, -1, -size)
+                self._count(user, -1)
             receipt = self._receipts.pop(entry_id, None)
         self._strangers.leave(entry_id)
         if receipt:
             receipt.settle(outcome)
 
-    def _count(self, user: str, messages: int, size: int) -> None:
-        count, total = self._of_user.pop(user, (0, 0))
-        if count + messages:
-            self._of_user[user] = count + messages, total + size
+    def _count(self, user: str, messages: int) -> None:
+        if count := self._of_user.pop(user, 0) + messages:
+            self._of_user[user] = count

@@ -8,16 +8,24 @@
 Whoever writes holds the lock; whoever only reads needs none. The lock is a sibling because a rename would
 carry a lock on the document away with the old inode, and it is flock and not lockf because POSIX locks let a
 second descriptor of the same process in. A document that cannot be understood is never read as empty and
-never overwritten: repairing it, or putting a backup in its place, is left to a person.
+never overwritten: repairing it, or putting a backup in its place, is left to a person. Whoever may write in the folder
+may put anything there under these names, so no link is followed, and nothing is waited for without a bound.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import stat
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+LOCK_SECONDS = 5
+_LOOK_SECONDS = 0.005
+MAX_BYTES = 64 << 20  # 100,000 links are 20 MiB
 
 
 class StoreError(Exception):
@@ -78,15 +86,56 @@ def _create(path: Path) -> int:
 
 @contextmanager
 def locked(path: Path, mode: int):
-    """Hold the exclusive lock on `path`, made if it is not there. Waits for whoever holds it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    """Hold the exclusive lock on `path`, made if it is not there. Raises StoreError where somebody else holds it for
+    longer than LOCK_SECONDS, and OSError."""
+    descriptor = _open_regular(path, os.O_RDWR | os.O_CREAT, mode)
     try:
         if os.fstat(descriptor).st_uid == os.geteuid():
             os.fchmod(descriptor, mode)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _lock(descriptor, path)
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise StoreError(f"{path} is locked for over {LOCK_SECONDS} s by {_holder(descriptor)}; nothing was "
+                                 "changed: try again, or end that process") from None
+        time.sleep(_LOOK_SECONDS)
+
+
+def _holder(descriptor: int) -> str:
+    """The process that has a lock on a file (proc_locks(5)), as far as this one may know of it."""
+    status = os.fstat(descriptor)
+    file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            words = line.split()  # 1: FLOCK ADVISORY WRITE 708 08:01:12345 0 EOF; "->" before FLOCK of one who waits
+            if words[1] == "FLOCK" and words[5] == file:
+                with suppress(OSError):
+                    return f"process {words[4]} ({Path('/proc', words[4], 'comm').read_text().strip()})"
+                return f"process {words[4]}"
+    return "another process"
+
+
+def _open_regular(path: Path, flags: int, mode: int = 0) -> int:
+    """open(2) that follows no link and waits for nobody. Raises OSError, for what is no regular file too."""
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):  # a link, a socket, a folder
+            raise
+    raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
 
 
 class JsonStore:
@@ -111,7 +160,7 @@ class JsonStore:
     def version(self) -> tuple:
         """What changes whenever the file does; empty where there is none. Costs one stat(2)."""
         try:
-            return _version(os.stat(self.path))
+            return _version(os.lstat(self.path))
         except FileNotFoundError:
             return ()
         except OSError as error:
@@ -129,12 +178,17 @@ class JsonStore:
                 if encoded != data:
                     write_atomic(self.path, encoded, self.mode)
         except OSError as error:
-            raise StoreError(f"{self.path} cannot be written: {error.strerror or error}") from error
+            raise StoreError(f"{self.path} cannot be written: {error.filename or ''}: {error.strerror or error}"
+                             ) from error
 
     def _load(self) -> tuple[tuple, bytes]:
         try:
-            with open(self.path, "rb") as file:
-                return _version(os.fstat(file.fileno())), file.read()
+            with open(_open_regular(self.path, os.O_RDONLY), "rb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_size > MAX_BYTES:
+                    raise StoreError(f"{self.path} cannot be read: it has {status.st_size} bytes, over {MAX_BYTES}; "
+                                     "remove it, or put a backup in its place")
+                return _version(status), file.read(MAX_BYTES)
         except FileNotFoundError:
             return (), b""
         except OSError as error:
@@ -150,18 +204,21 @@ class JsonStore:
             reason = str(error) if data else "it is empty"
         kept = self._keep(data)
         raise CorruptStore(
-            f"{self.path} is not valid JSON ({reason}); nothing was changed. A copy is kept as {kept}: "
-            f"repair the file, put a backup in its place, or remove it to start with none"
+            f"{self.path} is not valid JSON ({reason}); nothing was changed. {kept}Repair the file, put a backup in "
+            "its place, or remove it to start with none"
         )
 
     def _keep(self, data: bytes) -> str:
         import hashlib  # a runner that finds nothing wrong need not load it
         digest = hashlib.sha256(data).hexdigest()[:8]
+        with suppress(OSError):
+            if os.lstat(self.path).st_nlink > 1:  # perhaps another's file, whose readers are fewer than the copy's
+                return ""
         copy = self.path.with_name(f"{self.path.name}.corrupt-{digest}")
         with suppress(OSError):
             if not copy.exists():
                 write_atomic(copy, data, self.mode)
-        return copy.name
+        return f"A copy is kept as {copy.name}. "
 
 
 def _encode(document: dict) -> bytes:

@@ -92,6 +92,13 @@ def compose(message: dict, late_since: float | None = None, text_first: bool = F
     return steps
 
 
+def message_ids_of(result) -> list[int]:
+    """Telegram's IDs of what a call has made: a message, or those of an album."""
+    messages = result if isinstance(result, list) else [result]
+    found = [message.get("message_id") for message in messages if isinstance(message, dict)]
+    return [message_id for message_id in found if type(message_id) is int]
+
+
 class _Text:
     """A text with its entities (offsets in code points), or in a markup only Telegram reads (`parse_mode`)."""
 

@@ -12,8 +12,8 @@ service itself.
 Started by notify-bot.service; by hand it makes its sockets itself, that for the link page only where
 NOTIFY_WEB_SOCKET is set. --verbose logs every request.
 The rest is its environment: TELEGRAM_BOT_TOKEN or the credential telegram-bot-token, TELEGRAM_API_URL,
-NOTIFY_DATA_DIR, NOTIFY_BOT_SOCKET, NOTIFY_WEB_SOCKET, NOTIFY_SCRIPTS_DIR, NOTIFY_WS_SOCKET, NOTIFY_SITE_NAME,
-NOTIFY_SITE_URL, NOTIFY_MAX_AGE.
+NOTIFY_DATA_DIR, NOTIFY_STATE_DIR, NOTIFY_BOT_SOCKET, NOTIFY_WEB_SOCKET, NOTIFY_SCRIPTS_DIR, NOTIFY_WS_SOCKET,
+NOTIFY_SITE_NAME, NOTIFY_SITE_URL, NOTIFY_MAX_AGE, NOTIFY_KEEP_SENT, NOTIFY_KEEP_FAILED.
 See notify-bot(8).
 """
 
@@ -40,7 +40,6 @@ from outbox import Outbox, OutboxError
 from overdue import Overdue
 from polling import Poller
 from receipt import Outcome
-from recent import Recent
 from recipients import Recipients
 from replies import Replies
 from runs import Runs
@@ -58,10 +57,10 @@ API_STUCK_SECONDS = 60
 
 
 class People(Recipients):
-    """The people behind the chats: their links, their desktops, and what their page shows."""
+    """The people behind the chats: their links, their desktops."""
 
-    def __init__(self, links: Links, gateway: Gateway, recent: Recent):
-        self._links, self._gateway, self._recent = links, gateway, recent
+    def __init__(self, links: Links, gateway: Gateway):
+        self._links, self._gateway = links, gateway
         self._lock = threading.Lock()
         self._expired: dict[str, int] = {}
 
@@ -94,7 +93,6 @@ class People(Recipients):
 
     def delivered(self, entry: dict) -> None:
         if entry["user"]:
-            self._recent.delivered(entry)
             message = entry["message"]
             self._gateway.dispatch(entry["user"], message.get("title") or "", message.get("text") or "",
                                    str(entry.get("script") or ""))
@@ -182,24 +180,27 @@ class Service:
 
     def __init__(self, settings: service.Settings, token: str, listeners: dict):
         self._stuck: set[str] = set()
-        self._outbox = Outbox(settings.data_dir / "outbox")
+        self._stopping = threading.Event()
+        self._housekeeping = [threading.Thread(target=work, name=name, daemon=True) for name, work in (
+            ("the look at links", self._look_at_links), ("the outbox's housekeeping", self._keep_outbox),
+            ("the look at accounts", lambda: check_accounts(self._links, self._stopping)))]
+        self._outbox = Outbox(settings.state_dir / "outbox", settings.keep_sent, settings.keep_failed)
         self._links = Links(settings.data_dir)
         self._api = TelegramAPI(token, settings.api_url)
         self._metrics = Metrics()
-        recent = Recent(self._outbox.directory)
-        self._people = People(self._links, Gateway(settings.ws_socket), recent)
+        self._people = People(self._links, Gateway(settings.ws_socket))
         strangers = Strangers(self._people.is_linked)
         self._delivery = Delivery(self._outbox, self._api, self._people, self._metrics, settings.max_age, strangers)
         replies = Replies(self._outbox, self._delivery)
-        self._runs = Runs(settings.scripts_dir, settings.data_dir, replies)
-        invites = Invites(settings.data_dir, self._links)
+        self._runs = Runs(settings.scripts_dir, settings.state_dir, replies)
+        invites = Invites(settings.state_dir, self._links)
         self._chat = Chat(settings, self._links, invites, replies, self._runs, self._api, strangers)
-        self._poller = Poller(self._api, settings.data_dir, self._chat, strangers)
+        self._poller = Poller(self._api, settings.state_dir, self._chat, strangers)
         self._welcomer = Welcomer(self._links, self._chat)
         self._overdue = Overdue(self._links, settings.scripts_dir, replies.tell)
         contexts = {"send-api": Context(self._outbox, self._delivery, self._links, self._metrics, self),
-                    "web": webapi.Context(settings, self._links, invites, self._runs, replies, recent, self._delivery,
-                                          self._metrics, self._chat, self)}
+                    "web": webapi.Context(settings, self._links, invites, self._runs, replies, self._outbox,
+                                          self._delivery, self._metrics, self._chat, self)}
         self._servers = [_Serving(name, listener, contexts[name]) for name, listener in listeners.items()]
 
     def start(self) -> None:
@@ -212,13 +213,12 @@ class Service:
     def watch(self, stop: threading.Event) -> None:
         """Until `stop`: notice new links, say how things are, keep the watchdog quiet while all goes on."""
         self._overdue.start(stop)
-        threading.Thread(target=check_accounts, args=(self._links, stop), name="accounts", daemon=True).start()
+        for thread in self._housekeeping:
+            thread.start()
         watchdog = service.watchdog_seconds()
-        fed = expired = reported = 0.0
+        fed = reported = 0.0
         status = ""
         while not stop.wait(TICK_SECONDS):
-            self._welcomer.look()
-            self._people.tell_of_expired(self._chat)
             now = time.monotonic()
             if watchdog and now - fed >= min(watchdog, 10) and self.is_alive():
                 service.sd_notify("WATCHDOG=1")
@@ -226,13 +226,30 @@ class Service:
             if now - reported >= 5 and self.status() != status:
                 status, reported = self.status(), now
                 service.sd_notify(f"STATUS={status}")
-            if now - expired >= EXPIRE_SECONDS:
-                expired = now
-                self._expire()
+
+    def _look_at_links(self) -> None:
+        """Apart from the rest: other software may hold the lock of the links for as long as it likes."""
+        while not self._stopping.wait(TICK_SECONDS):
+            self._welcomer.look()
+            self._people.tell_of_expired(self._chat)
+
+    def _keep_outbox(self) -> None:
+        """Apart from the rest: a disk may be slow."""
+        expired = -EXPIRE_SECONDS
+        while not self._stopping.wait(TICK_SECONDS):
+            try:
+                self._outbox.sync()
+                if time.monotonic() - expired >= EXPIRE_SECONDS:
+                    expired = time.monotonic()
+                    self._outbox.expire(time.time())
+            except OSError as error:
+                log.error("outbox: what was kept long enough cannot be removed, or what was sent not be synced: %s",
+                          error)
 
     def stop(self) -> None:
         """Finish what is under way, within STOP_SECONDS. What is not delivered is on disk for the next start."""
         deadline = time.monotonic() + STOP_SECONDS
+        self._stopping.set()
         closing = [threading.Thread(target=serving.server.stop_accepting) for serving in self._servers]
         for thread in closing:
             thread.start()
@@ -243,10 +260,13 @@ class Service:
         for serving in self._servers:
             serving.server.drain(max(0.1, deadline - time.monotonic()))
         self._api.close()
+        for thread in self._housekeeping:
+            thread.join(max(0.1, deadline - time.monotonic()))
         self._outbox.close()
 
     def is_alive(self) -> bool:
         alive = {"polling": self._poller.is_alive(), "delivery": self._delivery.is_alive(),
+                 **{thread.name: thread.is_alive() for thread in self._housekeeping},
                  **{serving.title: serving.is_alive() for serving in self._servers}}
         stuck = {name for name, is_alive in alive.items() if not is_alive}
         for name in stuck - self._stuck:
@@ -266,8 +286,8 @@ class Service:
         return f"{'?' if linked is None else linked} linked, {self._delivery.queued()} queued, {polled}"
 
     def health(self) -> tuple[int, dict]:
-        """The answer to GET /health: 503 where Telegram does not take what is accepted."""
-        problem = self._delivery.problem or self._poller.problem
+        """The answer to GET /health: 503 where nothing is accepted, or Telegram does not take what is."""
+        problem = self._outbox.problem() or self._delivery.problem or self._poller.problem
         report = {"ok": problem is None, "version": service.version(), "linked": self._linked(),
                   "queued": self._delivery.queued(), "oldest_seconds": round(self._delivery.oldest_age(), 1),
                   "last_poll": self._poller.polled_at, "last_delivery": self._delivery.last_delivery,
@@ -279,7 +299,7 @@ class Service:
     def gauges(self) -> dict[str, tuple[str, float | None]]:
         """How things are now, for GET /metrics."""
         return {
-            "up": ("Whether Telegram takes what is accepted.", int(self.health()[0] == 200)),
+            "up": ("Whether messages are accepted and Telegram takes them.", int(self.health()[0] == 200)),
             "linked_users": ("Users with a linked chat.", self._linked()),
             "queued_messages": ("Messages accepted and not delivered.", self._delivery.queued()),
             "oldest_queued_seconds": ("Age of the oldest of them.", round(self._delivery.oldest_age(), 3)),
@@ -292,12 +312,6 @@ class Service:
             return len(self._links.all())
         except StoreError:
             return None
-
-    def _expire(self) -> None:
-        try:
-            self._outbox.expire(time.time())
-        except OSError as error:
-            log.error("old messages cannot be removed: %s", error)
 
 
 def _listeners(settings: service.Settings) -> dict:
@@ -318,6 +332,7 @@ def _listeners(settings: service.Settings) -> dict:
 def _serve(verbose: bool) -> int:
     settings = service.Settings(os.environ)
     token = service.bot_token(os.environ)
+    service.check_folders(settings)
     service.setup_logging(settings.data_dir / "bot.log", (token,), verbose)
     listeners = _listeners(settings)
     bot = Service(settings, token, listeners)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import re
 
-from outbox import CorruptEntry
+from entries import CorruptEntry
+from history import shown
 from unixhttp import Handler, HTTPProblem
 
 MAX_REQUEST_BYTES = 4096
@@ -18,9 +19,12 @@ MAX_REQUEST_BYTES = 4096
 def get_queue(handler: Handler) -> None:
     """GET /queue: `messages`, each with `id`, `state` (queued, failed), `user`, `script`, `accepted_at`, `reason`."""
     _check(handler)
-    messages = [{"id": entry["id"], "state": state, "user": entry.get("user"), "chat_id": entry["chat_id"],
-                 "script": entry.get("script") or "", "accepted_at": entry["accepted_at"],
-                 "reason": entry.get("reason", "")} for state, entry in _listing(handler)]
+    try:
+        messages = [{"id": entry["id"], "state": state, "user": entry["user"], "chat_id": entry["chat_id"],
+                     "script": shown(entry.get("script")), "accepted_at": entry["accepted_at"],
+                     "reason": shown(entry.get("reason"))} for state, entry in handler.server.context.outbox.listing()]
+    except OSError as error:
+        raise HTTPProblem(503, f"the outbox cannot be read: {error.strerror}", {"Retry-After": "30"}) from error
     handler.answer(200, {"ok": True, "messages": messages})
 
 
@@ -28,13 +32,15 @@ def post_retry(handler: Handler) -> None:
     """POST /queue/retry `{"id"}` or `{"all": true}`: what failed is queued again; `retried` has the IDs."""
     _check(handler)
     request, context = handler.json_object(MAX_REQUEST_BYTES), handler.server.context
-    wanted = ([entry["id"] for state, entry in _listing(handler) if state == "failed"]
-              if request.get("all") is True else [_id(request)])
+    wanted = context.outbox.failed_ids() if request.get("all") is True else [_id(request)]
     for entry_id in wanted:
         try:
             context.delivery.submit(context.outbox.requeue(entry_id))
         except CorruptEntry:
             raise HTTPProblem(404, f"no failed message has the ID {entry_id}; see notify-bot queue") from None
+        except FileExistsError:
+            raise HTTPProblem(409, f"{entry_id} is the ID of a message that waits, too: retry it when that one is "
+                                   "delivered") from None
         except OSError as error:
             raise HTTPProblem(503, f"{entry_id} could not be moved: {error.strerror}", {"Retry-After": "30"}) from error
     handler.answer(200, {"ok": True, "retried": wanted})
@@ -68,13 +74,6 @@ def _drop(context, entry_id: str) -> bool:
 def _check(handler: Handler) -> None:
     if handler.peer.uid not in (0, os.geteuid()):
         raise HTTPProblem(403, "the queue is the administrator's: use sudo")
-
-
-def _listing(handler: Handler) -> list:
-    try:
-        return handler.server.context.outbox.listing()
-    except OSError as error:
-        raise HTTPProblem(503, f"the outbox cannot be read: {error.strerror}", {"Retry-After": "30"}) from error
 
 
 def _id(request: dict) -> str:

@@ -32,13 +32,12 @@ class Replies:
         """
         message = {"title": title, "text": text, "parse_mode": parse_mode, "buttons": list(buttons)}
         fields = {"chat_id": chat_id, "reply": reply, "user": user, "script": script, "message": message}
-        entry_id = self._outbox.identify(key)
-        with self._outbox.claim(entry_id) as found:
+        with self._outbox.claim(key) as (entry_id, found):
             if found is not None:
                 return None
             if picture is None:
                 return self._delivery.submit(self._outbox.add(entry_id, fields))
-            with self._outbox.upload() as (file, path):
+            with self._outbox.upload(user) as file:
                 shutil.copyfileobj(picture, file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -47,7 +46,7 @@ class Replies:
                 message["photo"] = photo_name(file.read(8), picture_name)
                 if message["photo"] is None:
                     message["text"] += "\n\n(Its image is not a PNG or JPEG, and is left out.)"
-                return self._delivery.submit(self._outbox.add(entry_id, fields, path if message["photo"] else None))
+                return self._delivery.submit(self._outbox.add(entry_id, fields, file if message["photo"] else None))
 
     def sample(self, key: str, link: Link, **options):
         """Show the owner of a link what a notification looks like; as `tell`."""

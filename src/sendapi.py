@@ -13,17 +13,17 @@ import os
 import pwd
 import stat
 import tempfile
-import time
-from contextlib import nullcontext, suppress
-from pathlib import Path
+from contextlib import suppress
 
 import linksapi
 import multipart
 import queueapi
-from addressee import unavailable, with_room
+from accounts import Upload
+from addressee import not_accepted, unavailable, with_room
+from entries import CorruptEntry
 from notification import PARSE_MODES, photo_name
 from outbox import OutboxError
-from receipt import Outcome
+from receipt import Outcome, Receipt
 from unixhttp import Handler, HTTPProblem
 
 MAX_JSON_BYTES = 1 << 20
@@ -49,22 +49,35 @@ class Context:
 
 def post_send(handler: Handler) -> None:
     """POST /send, JSON."""
-    fields = handler.json_object(MAX_JSON_BYTES)
-    user, message, options = _recipient(handler.peer, fields), _message(fields, "text"), _options(fields)
-    del fields  # whatever else was in it would stay in memory while the caller waits
-    if not message["text"] and not message.get("title"):
-        raise HTTPProblem(400, "text is missing")
-    _accept(handler, user, message, options)
+    _tell(handler, *_take_text(handler))
 
 
 def post_send_photo(handler: Handler) -> None:
     """POST /send_photo: JSON with `photo_path`, or multipart/form-data with the bytes in the part `photo`."""
-    if not _is_trusted(handler.peer) and not handler.headers.get("Idempotency-Key"):
-        # Who can only send to themselves is refused before their picture takes room on the disk.
-        context: Context = handler.server.context
-        with_room(context.links, context.delivery, _recipient(handler.peer, {}))
+    _tell(handler, *_take_photo(handler))
+
+
+def _take_text(handler: Handler) -> tuple:
+    """Accept a message; see `_accept`. Nothing of it is in memory while the caller waits."""
+    fields = handler.json_object(MAX_JSON_BYTES)
+    user, message, options = _recipient(handler.peer, fields), _message(fields, "text"), _options(fields)
+    del fields  # whatever else was in it would stay in memory while it is written
+    if not message["text"] and not message.get("title"):
+        raise HTTPProblem(400, "text is missing")
+    return _accept(handler, user, message, options)
+
+
+def _take_photo(handler: Handler) -> tuple:
+    """The same with a picture, whose bytes are the recipient's as they arrive, or the caller's who may send to all."""
+    context: Context = handler.server.context
+    account = _recipient(handler.peer, {})
+    if not _is_trusted(handler.peer):
+        if found := _found(context, handler, account):
+            return *found, DEFAULT_WAIT_SECONDS
+        with_room(context.links, context.delivery, account)
     try:
-        with handler.server.context.outbox.upload() as (file, path):
+        context.outbox.check_room(account, handler.unread)
+        with context.outbox.upload(account) as file:
             if multipart.is_form(handler.headers.get("Content-Type", "")):
                 fields, name = _form(handler, file)
             else:
@@ -75,9 +88,11 @@ def post_send_photo(handler: Handler) -> None:
             message["photo"], message["photo_size"] = _picture(file, name)
             file.flush()
             os.fsync(file.fileno())
-            _accept(handler, user, message, options, path)
+            return _accept(handler, user, message, options, file)
     except (ConnectionError, TimeoutError):
         raise
+    except OutboxError as error:
+        raise not_accepted(error) from error
     except OSError as error:
         raise unavailable(f"the picture could not be written: {error.strerror}") from error
 
@@ -104,21 +119,33 @@ class SendHandler(Handler):
               **linksapi.ROUTES}
 
 
-def _accept(handler: Handler, user: str, message: dict, options: tuple, photo: Path | None = None) -> None:
+def _accept(handler: Handler, user: str, message: dict, options: tuple, photo: Upload | None = None) -> tuple:
+    """The ID, the receipt of what is queued (None of what was sent or failed), and the seconds to wait for it."""
     wait, script = options
     context: Context = handler.server.context
+    with context.outbox.claim(_key(handler, user)) as (entry_id, found):
+        if found is None:
+            return entry_id, context.delivery.submit(_add(context, entry_id, user, message, script, photo)), wait
+        return entry_id, context.delivery.watch(entry_id), wait
+
+
+def _found(context: Context, handler: Handler, user: str) -> tuple | None:
+    """The ID and the receipt of what was accepted with the key of a request before, whatever is in its body."""
+    with context.outbox.claim(_key(handler, user)) as (entry_id, found):
+        return (entry_id, context.delivery.watch(entry_id)) if found else None
+
+
+def _key(handler: Handler, user: str) -> str | None:
+    """A key is the caller's own, and for one recipient: two users may well both number their messages."""
     key = handler.headers.get("Idempotency-Key")
     if key is not None and not 0 < len(key) <= MAX_KEY:
         raise HTTPProblem(400, f"Idempotency-Key must have 1 to {MAX_KEY} characters")
-    # A key is the caller's own, and for one recipient: two users may well both number their messages.
-    entry_id = context.outbox.identify(None if key is None else f"{handler.peer.uid}\0{user}\0{key}")
-    with nullcontext() if key is None else context.outbox.claim(entry_id) as found:
-        if found is None:
-            entry = _add(context, entry_id, user, message, script, photo)
-            receipt = context.delivery.submit(entry)
-        else:
-            receipt = context.delivery.watch(entry_id)
-    outcome = receipt.wait(wait) if receipt else _settled(context, entry_id)
+    return None if key is None else f"{handler.peer.uid}\0{user}\0{key}"
+
+
+def _tell(handler: Handler, entry_id: str, receipt: Receipt | None, wait: float) -> None:
+    """Answer with what becomes of a message within `wait` seconds. Raises HTTPProblem where it failed."""
+    outcome = receipt.wait(wait) if receipt else _settled(handler.server.context, entry_id)
     if outcome is None:
         handler.answer(202, {"ok": True, "queued": True, "id": entry_id})
     elif outcome.status == 200:
@@ -127,23 +154,26 @@ def _accept(handler: Handler, user: str, message: dict, options: tuple, photo: P
         raise HTTPProblem(outcome.status, outcome.reason)
 
 
-def _add(context: Context, entry_id: str, user: str, message: dict, script: str, photo: Path | None) -> dict:
+def _add(context: Context, entry_id: str, user: str, message: dict, script: str, photo: Upload | None) -> dict:
     """Accept a message: on disk on return. Raises HTTPProblem, and then nothing was accepted."""
     link = with_room(context.links, context.delivery, user)
     fields = {"user": user, "uid": link.uid, "chat_id": link.chat_id, "message": message, "script": script}
     try:
         entry = context.outbox.add(entry_id, fields, photo)
     except OutboxError as error:
-        raise unavailable(str(error)) from error
+        raise not_accepted(error) from error
     context.metrics.count("accepted")
     return entry
 
 
 def _settled(context: Context, entry_id: str) -> Outcome | None:
     """What became of a message that was accepted earlier and is not queued any more."""
-    state, entry = context.outbox.find(entry_id, time.time()) or ("queued", {})
-    if state == "failed":
-        return Outcome(entry.get("code", 502), str(entry.get("reason", "refused")))
+    state = context.outbox.find(entry_id)
+    try:
+        if state == "failed":
+            return Outcome(*context.outbox.failure(entry_id))
+    except CorruptEntry:
+        return Outcome(502, "the stored message is damaged")
     return Outcome(200) if state == "sent" else None
 
 
@@ -180,6 +210,7 @@ def _form(handler: Handler, file) -> tuple[dict, str]:
     """The fields of a form and the name of its picture, whose bytes go to `file`."""
     with tempfile.TemporaryFile(dir=os.path.dirname(file.name)) as spool:
         for chunk in handler.body_chunks(MAX_FORM_BYTES):
+            file.take(len(chunk))
             spool.write(chunk)
         try:
             fields, name = multipart.unpack(handler.headers["Content-Type"], spool, file, MAX_JSON_BYTES)

@@ -5,13 +5,16 @@ Sources: sd_listen_fds(3), sd_notify(3), systemd.exec(5) on credentials, sd-daem
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import os
 import re
 import socket
+import stat
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 LISTEN_FDS_START = 3
@@ -29,6 +32,7 @@ class Settings:
     def __init__(self, environment):
         self.api_url = environment.get("TELEGRAM_API_URL", "").rstrip("/") or "https://api.telegram.org"
         self.data_dir = Path(environment.get("NOTIFY_DATA_DIR") or "/data/notifications")
+        self.state_dir = Path(environment.get("NOTIFY_STATE_DIR") or "/data/notify-bot")
         self.bot_socket = Path(environment.get("NOTIFY_BOT_SOCKET") or "/run/notify-bot/bot.sock")
         self.web_socket = Path(environment.get("NOTIFY_WEB_SOCKET") or "/run/notify-bot/web.sock")
         self.has_own_web_socket = bool(environment.get("NOTIFY_WEB_SOCKET"))
@@ -36,16 +40,35 @@ class Settings:
         self.ws_socket = Path(environment.get("NOTIFY_WS_SOCKET") or "/run/ws-gateway/ws.sock")
         self.site_name = environment.get("NOTIFY_SITE_NAME") or socket.gethostname()
         self.site_url = environment.get("NOTIFY_SITE_URL", "")
-        self.max_age = _positive(environment, "NOTIFY_MAX_AGE", 86400)
+        self.max_age = _positive(environment, "NOTIFY_MAX_AGE", "seconds", 86400)
+        self.keep_sent = _positive(environment, "NOTIFY_KEEP_SENT", "days", 3)
+        self.keep_failed = _positive(environment, "NOTIFY_KEEP_FAILED", "days", 30)
         if not re.match(r"https?://[^/\s]+", self.api_url):
             raise ConfigurationError("TELEGRAM_API_URL must be an http or https URL without a path")
 
 
-def _positive(environment, name: str, default: int) -> int:
+def _positive(environment, name: str, unit: str, default: int) -> int:
     value = environment.get(name) or str(default)
-    if not (value.isascii() and value.isdigit() and int(value) > 0):
-        raise ConfigurationError(f"{name} must be a whole number of seconds over 0")
+    if not (value.isascii() and value.isdigit() and len(value) < 10 and int(value) > 0):
+        raise ConfigurationError(f"{name} must be a whole number of {unit} over 0")
     return int(value)
+
+
+def check_folders(settings: Settings) -> None:
+    """The state folder is this account's alone, and is made where it is missing: whoever else could change what is in
+    it could have anything sent. Raises ConfigurationError."""
+    folder = settings.state_dir
+    try:
+        os.stat(settings.data_dir)
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        status = os.lstat(folder)
+    except OSError as error:
+        raise ConfigurationError(f"{error.filename} cannot be used: {error.strerror}; see systemd-tmpfiles --create "
+                                 "notify-bot.conf") from None
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise ConfigurationError(f"{folder} must be a folder of this account (uid {os.geteuid()}) with mode 0700, and "
+                                 f"is uid {status.st_uid}'s, {stat.filemode(status.st_mode)}")
 
 
 @functools.cache
@@ -168,7 +191,8 @@ def setup_logging(copy: Path | None = None, secrets: tuple = (), verbose: bool =
 
 
 class _Copy(logging.FileHandler):
-    """A file, and beside it, as `NAME.1`, the one before it, once that had LOG_COPY_BYTES.
+    """A file of this account's, in a folder where others may put anything in its place; and beside it, as `NAME.1`, the
+    one before it, once that had LOG_COPY_BYTES.
 
     logging.handlers has one too, which takes a megabyte, milliseconds of a start, and two stat(2) for each line."""
 
@@ -176,24 +200,33 @@ class _Copy(logging.FileHandler):
         super().__init__(path, encoding="utf-8", errors="backslashreplace")
 
     def _open(self):
-        """For its owner and root alone: the folder may be shared with the web server."""
-        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        if os.fstat(descriptor).st_uid == os.geteuid():
-            os.fchmod(descriptor, 0o600)
+        """For its owner and root alone. Raises OSError for what is no regular file of this account's."""
+        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+                             | os.O_NONBLOCK, 0o600)
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_nlink > 1:
+            os.close(descriptor)
+            raise OSError(errno.EPERM, "it is no regular file of this account's; it is left alone", self.baseFilename)
+        os.fchmod(descriptor, 0o600)
         return open(descriptor, "a", encoding=self.encoding, errors=self.errors)
 
     def emit(self, record):
         super().emit(record)
         try:
-            if self.stream and self.stream.buffer.tell() >= LOG_COPY_BYTES:
+            if self.stream.buffer.tell() >= LOG_COPY_BYTES:
                 self._turn_over()
         except OSError:
             self.handleError(record)
 
     def _turn_over(self) -> None:
-        os.replace(self.baseFilename, f"{self.baseFilename}.1")
-        self.stream.close()
-        self.stream = None  # the next line opens it anew
+        try:
+            os.replace(self.baseFilename, f"{self.baseFilename}.1")
+            new = self._open()
+        except OSError:
+            os.ftruncate(self.stream.fileno(), 0)  # somebody stands in the way, and it is to grow no more
+        else:
+            self.stream.close()
+            self.stream = new
 
     def handleError(self, record):
         """A full disk must not fill the journal with tracebacks of the copy that could not be written."""

@@ -11,6 +11,7 @@ import errno
 import http.client
 import io
 import json
+import os
 import re
 import secrets
 import select
@@ -71,7 +72,7 @@ class TelegramAPI:
 
     def call(self, method: str, params: dict | None = None, files: dict | None = None,
              timeout: float | None = None):
-        """The `result` of a Bot API method. `files` is `{parameter: (filename, bytes or Path)}`. Without a `timeout`
+        """The `result` of a Bot API method. `files` is `{parameter: (filename, bytes or open file)}`. Without a `timeout`
         each byte is waited for ANSWER_SECONDS. The whole call has a deadline by its size, see `call_seconds`, and fails
         at it, however steadily the bytes trickle.
 
@@ -292,7 +293,7 @@ def _multipart(params: dict, files: dict) -> tuple:
         pieces += [f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"; filename="{safe}"\r\n'
                    "Content-Type: application/octet-stream\r\n\r\n".encode(), content, b"\r\n"]
     pieces.append(f"--{boundary}--\r\n".encode())
-    length = sum(len(piece) if isinstance(piece, bytes) else piece.stat().st_size for piece in pieces)
+    length = sum(len(piece) if isinstance(piece, bytes) else os.fstat(piece.fileno()).st_size for piece in pieces)
     return _chunks(pieces), {"Content-Type": f"multipart/form-data; boundary={boundary}",
                              "Content-Length": str(length)}
 
@@ -302,6 +303,5 @@ def _chunks(pieces: list):
         if isinstance(piece, bytes):
             yield piece
             continue
-        with open(piece, "rb") as file:
-            while data := file.read(1 << 18):
-                yield data
+        while data := piece.read(1 << 18):
+            yield data

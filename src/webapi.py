@@ -12,12 +12,11 @@ import logging
 import re
 import secrets
 
-from addressee import linked, unavailable, with_room
+from addressee import linked, not_accepted, unavailable, with_room
 from invites import Invites
 from jsonstore import StoreError
 from links import Link, Links, uid_of
-from outbox import OutboxError
-from recent import Recent
+from outbox import Outbox, OutboxError
 from replies import Replies
 from runs import RunRefused, Runs
 from scripts_socket import ScriptsError, list_scripts
@@ -40,10 +39,10 @@ _USER = r"[A-Za-z_][A-Za-z0-9._-]{0,31}"
 class Context:
     """What the handlers need; of `service` its `health()`, of `chat` its `username`."""
 
-    def __init__(self, settings, links: Links, invites: Invites, runs: Runs, replies: Replies, recent: Recent,
+    def __init__(self, settings, links: Links, invites: Invites, runs: Runs, replies: Replies, outbox: Outbox,
                  delivery, metrics, chat, service):
         self.scripts_dir = settings.scripts_dir
-        self.links, self.invites, self.runs, self.replies, self.recent = links, invites, runs, replies, recent
+        self.links, self.invites, self.runs, self.replies, self.outbox = links, invites, runs, replies, outbox
         self.delivery, self.metrics, self.chat, self.service = delivery, metrics, chat, service
         self.tests = Turns(MAX_TESTS_PER_USER)
         self._listings = Turns(MAX_LISTINGS_PER_USER)
@@ -67,7 +66,7 @@ def post_card(handler: Handler) -> None:
     except ScriptsError as error:
         scripts_error = f"Your scripts cannot be listed: {error}."
     try:
-        notifications = context.recent.of_user(user)
+        notifications = context.outbox.newest(user)
     except OSError as error:
         raise unavailable(f"the outbox cannot be read: {error.strerror}") from error
     _answer(handler, 200, bot=context.chat.username or None, health=context.service.health()[1].get("error"),
@@ -116,7 +115,7 @@ def _send_sample(context: Context, link: Link, key: str, seconds: float):
     try:
         receipt = context.replies.sample(key, link, user=link.user, reply=False)
     except OutboxError as error:
-        raise unavailable(str(error)) from error
+        raise not_accepted(error) from error
     except OSError as error:
         raise unavailable(f"the picture could not be written: {error.strerror}") from error
     context.metrics.count("accepted")

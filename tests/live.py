@@ -90,9 +90,12 @@ class Bot:
         self.folder = folder
         self.data = folder / "data"
         self.data.mkdir(exist_ok=True)
+        self.state = folder / "state"
+        self.state.mkdir(mode=0o700, exist_ok=True)
         self.socket_path = folder / "bot.sock"
         self.environment = {
             "TELEGRAM_BOT_TOKEN": TOKEN, "TELEGRAM_API_URL": api_url, "NOTIFY_DATA_DIR": str(self.data),
+            "NOTIFY_STATE_DIR": str(self.state),
             "NOTIFY_BOT_SOCKET": str(self.socket_path), "NOTIFY_SCRIPTS_DIR": str(folder / "scripts"),
             "NOTIFY_WS_SOCKET": str(folder / "ws.sock"), "NOTIFY_SITE_NAME": "testhost", **environment}
         self.url = f"http+unix://{quote(str(self.socket_path), safe='')}"
@@ -106,7 +109,7 @@ class Bot:
     def settle(self):
         """Until what people wrote before is answered, so that what a test counts is its own."""
         def settled():
-            path = self.data / "polling.json"
+            path = self.state / "polling.json"
             handled = not path.exists() or not json.loads(path.read_text()).get("pending")
             return self.get("/health").json()["last_poll"] and handled and not self.outbox()
         until(settled, what="earlier updates are answered")
@@ -167,7 +170,15 @@ class Bot:
              for user, chat in links.items()}))
 
     def outbox(self, place="queue"):
-        return sorted(path.stem for path in (self.data / "outbox" / place).glob("**/*.json"))
+        """The IDs of messages in a part of the outbox."""
+        if place == "sent":
+            return sorted(line["id"] for line in self.sent())
+        return sorted(path.stem for path in (self.state / "outbox" / place).glob("*.json"))
+
+    def sent(self):
+        """The lines of what was sent, oldest first."""
+        return [json.loads(line) for path in sorted((self.state / "outbox/sent").glob("*.jsonl"))
+                for line in path.read_text().splitlines()]
 
 
 class Telegram:

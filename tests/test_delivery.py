@@ -168,7 +168,7 @@ def test_a_corrupt_entry_is_set_aside_and_blocks_nothing(bot, telegram):
     ids = [bot.send(f"m {number}", wait=0).json()["id"] for number in range(4)]
     strange = bot.send("x", wait=0).json()["id"]
     bot.kill()
-    queue = bot.data / "outbox" / "queue"
+    queue = bot.state / "outbox" / "queue"
     (queue / f"{ids[0]}.json").write_text('{"id": "' + ids[0])
     (queue / f"{ids[1]}.json").write_text('{"id": "other"}')
     (queue / "junk.json").write_bytes(b"\xff")
@@ -180,7 +180,7 @@ def test_a_corrupt_entry_is_set_aside_and_blocks_nothing(bot, telegram):
     bot.start()
     until(lambda: len(arrived(telegram, 1)) == 2)
     assert arrived(telegram, 1) == ["m 2", "m 3"]
-    set_aside = sorted(path.stem for path in (bot.data / "outbox" / "corrupt").iterdir())
+    set_aside = sorted(path.stem for path in (bot.state / "outbox" / "corrupt").iterdir())
     assert set_aside == sorted([*ids[:2], "junk", strange])
     assert bot.log.count("is set aside") == 4
     until(lambda: list(queue.iterdir()) == [])
@@ -204,7 +204,7 @@ def test_a_long_message_goes_on_where_a_kill_stopped_it(bot, telegram):
 
 def age(bot, entry_id, seconds):
     """Make a queued entry look as if it had been accepted so long ago."""
-    path = bot.data / "outbox" / "queue" / f"{entry_id}.json"
+    path = bot.state / "outbox" / "queue" / f"{entry_id}.json"
     entry = json.loads(path.read_text())
     path.write_text(json.dumps({**entry, "accepted_at": time.time() - seconds}))
 
@@ -231,7 +231,7 @@ def test_messages_that_are_too_old_are_given_up_and_counted_to_their_user(bot, t
     until(lambda: arrived(telegram, 1) == ["m 2"])
     until(lambda: any(text.startswith("2 notifications for you could not") for text in telegram.texts(1)))
     assert bot.outbox("failed") == sorted(ids[:2])
-    reason = json.loads((bot.data / "outbox" / "failed" / f"{ids[0]}.json").read_text())["reason"]
+    reason = json.loads((bot.state / "outbox" / "failed" / f"{ids[0]}.json").read_text())["reason"]
     assert reason == "it could not be delivered within 86400 s"
     assert bot.get("/health").json()["expired"] == 2
 

@@ -63,7 +63,8 @@ def test_the_administrator_is_told_every_setting():
     assert rows["TELEGRAM_API_URL"] == f"`{defaults.api_url}`"
     for setting, value in (("NOTIFY_DATA_DIR", defaults.data_dir), ("NOTIFY_SCRIPTS_DIR", defaults.scripts_dir),
                            ("NOTIFY_WS_SOCKET", defaults.ws_socket), ("NOTIFY_BOT_SOCKET", defaults.bot_socket),
-                           ("NOTIFY_MAX_AGE", defaults.max_age)):
+                           ("NOTIFY_STATE_DIR", defaults.state_dir), ("NOTIFY_KEEP_SENT", defaults.keep_sent),
+                           ("NOTIFY_KEEP_FAILED", defaults.keep_failed), ("NOTIFY_MAX_AGE", defaults.max_age)):
         assert rows[setting] == f"`{value}`"
 
 
@@ -111,7 +112,7 @@ FIGURES = [
     (GUIDE, "valid for {} minutes", {10: "ten"}[links.CODE_SECONDS // 60]),
     (GUIDE, "with at most {} GiB of memory", re.search(r"^MemoryMax=(\d+)G$", SCRIPTS_UNIT, re.M)[1]),
     (ADMIN, "codes of the last {} minutes", {10: "ten"}[links.CODE_SECONDS // 60]),
-    (ADMIN, "delivered, by day; {} days", {3: "three"}[outbox.SENT_DAYS]),
+    (ADMIN, "one line a message, without its text; {} days", {3: "three"}[outbox.SENT_DAYS]),
     (ADMIN, "{} days", {30: "thirty"}[outbox.FAILED_DAYS]),
     (ADMIN, "a copy of the log of at most {} MiB", 2 * service.LOG_COPY_BYTES >> 20),
     (ADMIN, "messages wait up to {}", {86400: "a day"}[service.Settings({}).max_age]),

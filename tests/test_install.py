@@ -137,7 +137,7 @@ def test_first_install_says_what_is_left_to_do(machine):
     ("/run/notify-bot/bot.sock", "660", "deploy:dataread"),
     ("/run/notify-bot/web.sock", "660", "root:www-data"),
     ("/data/notifications", "2770", "deploy:data-ops"),
-    ("/data/notifications/outbox", "700", "deploy:deploy"),
+    ("/data/notify-bot", "700", "deploy:deploy"),
     ("/run/notify-scripts", "755", "root:root"),
     ("/etc/sudoers.d/notify-bot", "440", "root:root"),
     ("/etc/notify-bot/notify-bot.env", "600", "root:root"),
@@ -173,7 +173,7 @@ def test_second_install_changes_nothing(machine):
     before = snapshot(machine), invocations(machine)
     assert "nothing to do" in machine.make("install")
     after = snapshot(machine), invocations(machine)
-    running = {"/data/notifications/bot.log", "/data/notifications/polling.json"}
+    running = {"/data/notifications/bot.log", "/data/notify-bot/polling.json"}
     assert {path for path in before[0] if before[0][path] != after[0].get(path)} <= running
     assert set(after[0]) - running == set(before[0]) - running
     assert after[1] == before[1]
@@ -241,7 +241,7 @@ def test_analyst_is_created_once(machine):
     assert "carol is ready" in machine.output("notify-add-analyst", "carol")
     after = snapshot(machine)
     # What systemctl enable and loginctl enable-linger write anew.
-    again = ("wants", "/var/lib/systemd/linger", "/data/notifications/bot.log", "/data/notifications/polling.json")
+    again = ("wants", "/var/lib/systemd/linger", "/data/notifications/bot.log", "/data/notify-bot/polling.json")
     assert [path for path in after if before.get(path) != after[path] and not any(part in path for part in again)] == []
     assert machine.output("stat", "-c", "%U %a", "/home/carol/user/notifications") == "carol 755"
     for place in ("/home/carol/.notifications/state", "/home/carol/.notifications/logs"):

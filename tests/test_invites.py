@@ -50,7 +50,7 @@ def linked_chats(bot):  # noqa: F811
 
 
 def invites(bot):  # noqa: F811
-    return json.loads((bot.data / "invites.json").read_text())
+    return json.loads((bot.state / "invites.json").read_text())
 
 
 def text_of(telegram, message):  # noqa: F811
@@ -105,7 +105,7 @@ def test_an_invite_is_used_once_and_ends_with_a_way_out(bot, telegram, chat_id):
 def test_an_invite_expires_also_between_question_and_answer(bot, telegram, chat_id):  # noqa: F811
     payload = payload_for(bot, "games")
     question = opens(telegram, chat_id, payload)
-    path = bot.data / "invites.json"
+    path = bot.state / "invites.json"
     path.write_text(path.read_text().replace(str(invites(bot)[payload]["created_at"]),
                                              str(invites(bot)[payload]["created_at"] - 600)))
     press(telegram, question, "Yes")
@@ -126,7 +126,7 @@ def test_a_new_invite_voids_the_older_one_of_the_login_and_no_other(bot, telegra
 
 def test_the_bot_alone_reads_invites_and_they_survive_its_restart(bot, telegram, chat_id):  # noqa: F811
     payload = payload_for(bot, "games")
-    assert [(bot.data / name).stat().st_mode & 0o777 for name in ("invites.json", ".invites.json.lock")] == [0o600] * 2
+    assert [(bot.state / name).stat().st_mode & 0o777 for name in ("invites.json", ".invites.json.lock")] == [0o600] * 2
     bot.kill()
     bot.start()
     press(telegram, opens(telegram, chat_id, payload), "Yes")
@@ -175,7 +175,7 @@ def test_a_press_of_somebodys_own_links_nothing(bot, telegram, chat_id, forged):
     question = opens(telegram, chat_id, payload_for(bot, "games"))
     bot.settle()
     bot.stop()
-    path = bot.data / "polling.json"
+    path = bot.state / "polling.json"
     update = {"update_id": 1, "callback_query": {"id": "1", "data": forged, "message": question}}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"pending": {"1": {"update": update}}}))
     bot.start()
@@ -266,9 +266,9 @@ def test_a_crash_between_link_and_invite_leaves_the_link_made(tmp_path, telegram
 
 def test_an_unreadable_store_is_told_to_page_and_person(bot, telegram, chat_id):  # noqa: F811
     payload_for(bot, "games")
-    (bot.data / "invites.json").write_text("{")
+    (bot.state / "invites.json").write_text("{")
     status, answer = bot.web("/invite", user="games")
     assert status == 503 and "journal" in answer["error"] and "json" not in answer["error"].lower()
     assert "invites.json is not valid JSON" in bot.log
     assert "administrator" in opens(telegram, chat_id, "A" * 32)["text"]
-    assert (bot.data / "invites.json").read_text() == "{"
+    assert (bot.state / "invites.json").read_text() == "{"

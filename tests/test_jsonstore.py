@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -224,3 +225,66 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside(tmp_path):
     assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("a", b"old")]
     write_atomic(path, b"new", 0o640)
     assert path.read_bytes() == b"new"
+
+
+def test_a_lock_is_waited_for_with_a_bound_and_its_holder_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("jsonstore.LOCK_SECONDS", 0.2)
+    path = tmp_path / "a.json"
+    writer = stop_writer("inside", path)
+    try:
+        with pytest.raises(StoreError, match=rf"is locked for over 0\.2 s by process {writer.pid} \(python"), \
+                JsonStore(path).update():
+            pass
+    finally:
+        kill(writer)
+    with JsonStore(path).update() as document:
+        document["after"] = 1
+
+
+@pytest.mark.parametrize("place", ["a.json", ".a.json.lock"])
+@pytest.mark.parametrize("thing", ["pipe", "folder", "socket", "link", "link to nothing", "huge"])
+def test_what_somebody_put_there_is_neither_waited_for_nor_followed(tmp_path, thing, place):
+    if (thing, place) == ("huge", ".a.json.lock"):
+        return  # as good as any
+    path, secret = tmp_path / place, tmp_path / "secret"
+    secret.write_text("secret")
+    put = {"pipe": lambda: os.mkfifo(path), "folder": path.mkdir, "link": lambda: path.symlink_to(secret),
+           "link to nothing": lambda: path.symlink_to(tmp_path / "nothing"), "huge": lambda: truncate(path, 1 << 40),
+           "socket": lambda: bind(path)}
+    put[thing]()
+    store = JsonStore(tmp_path / "a.json")
+    if place == "a.json":
+        with pytest.raises(StoreError, match=rf"{path} cannot be read: it "):
+            store.read()
+    with pytest.raises(StoreError, match="it is no regular file|it has 1099511627776 bytes"), store.update():
+        pass
+    assert secret.read_text() == "secret" and not (tmp_path / "nothing").exists()
+    assert not list(tmp_path.glob("*corrupt*"))
+
+
+def truncate(path, size):
+    with open(path, "wb") as file:
+        file.truncate(size)
+
+
+def bind(path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+
+
+def test_another_s_file_under_a_second_name_is_not_copied(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    os.link(secret, tmp_path / "a.json")
+    with pytest.raises(StoreError, match="is not valid JSON"):
+        JsonStore(tmp_path / "a.json").read()
+    assert not list(tmp_path.glob("*corrupt*"))
+
+
+def test_a_hundred_thousand_links_load(tmp_path):
+    users = {f"user{number:06d}": {"chat_id": 1_000_000_000 + number, "linked_at": "2026-01-31T12:00:00Z",
+                                   "chat_name": "Jana Nováková (@jana_novakova)", "uid": number,
+                                   "welcomed_at": "2026-01-31T12:00:01Z"} for number in range(100_000)}
+    with JsonStore(tmp_path / "a.json").update() as document:
+        document.update(users)
+    assert JsonStore(tmp_path / "a.json").read() == users

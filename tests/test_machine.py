@@ -147,7 +147,7 @@ def test_strangers_do_not_reach_the_socket(host):
     for socket in (BOT_SOCKET, "/run/notify-bot/bot.sock", "/run/notify-scripts/alice.sock"):
         assert host.request("mallory", "GET", "/health", socket=socket) == ["PermissionError", None]
     # Analysts may send, and no more: not look into the data, not ask for each other's scripts.
-    for place in ("/data/notifications", "/data/notifications/outbox"):
+    for place in ("/data/notifications", "/data/notify-bot/outbox"):
         assert host.run("ls", place, user="alice", check=False).returncode != 0
     assert host.run("cat", "/data/notifications/telegram_users.json", user="alice", check=False).returncode != 0
     assert host.request("alice", "GET", "/", socket="/run/notify-scripts/bob.sock") == ["PermissionError", None]
@@ -163,11 +163,11 @@ def test_web_server_may_use_its_own_socket_and_nothing_else(host):
     for user in ("alice", "mallory", "nobody", "deploy"):
         assert host.request(user, "POST", "/card", {"user": "alice"}, socket=WEB_SOCKET) == ["PermissionError", None]
     assert host.request("www-data", "GET", "/health", socket=BOT_SOCKET) == ["PermissionError", None]
-    assert host.output("stat", "-c", "%a %U", "/data/notifications/invites.json") == "600 deploy"
-    for place in ("/data/notifications/invites.json", "/data/notifications/polling.json",
+    assert host.output("stat", "-c", "%a %U", "/data/notify-bot/invites.json") == "600 deploy"
+    for place in ("/data/notify-bot/invites.json", "/data/notify-bot/polling.json",
                   "/etc/notify-bot/telegram-bot-token", "/run/credentials/notify-bot.service/telegram-bot-token"):
         assert host.run("cat", place, user="www-data", check=False).returncode != 0
-    for place in ("/data/notifications/outbox", "/data/notifications/outbox/sent"):
+    for place in ("/data/notify-bot/outbox", "/data/notify-bot/outbox/sent"):
         assert host.run("ls", place, user="www-data", check=False).returncode != 0
 
 

@@ -34,7 +34,7 @@ def command(bot, *arguments, status=0, **options):
 def fail(bot, telegram, text, **options):
     telegram.refuses("sendMessage", 400, "Bad Request: not today")
     assert bot.send(text, wait=10, script="s.py", **options).status_code == 502
-    return max(bot.outbox("failed"), key=lambda name: (bot.data / "outbox/failed" / f"{name}.json").stat().st_mtime_ns)
+    return max(bot.outbox("failed"), key=lambda name: (bot.state / "outbox/failed" / f"{name}.json").stat().st_mtime_ns)
 
 
 def test_what_failed_is_listed_and_sent_again(bot, telegram):
@@ -54,11 +54,11 @@ def test_all_that_failed_is_sent_again_with_its_pictures(bot, telegram):
     ids = {fail(bot, telegram, f"f {number}") for number in range(2)}
     telegram.refuses("sendPhoto", 400, "Bad Request: no picture today")
     assert bot.post("/send_photo", files={"photo": ("a.png", png())}, data={"caption": "pic"}).status_code == 502
-    assert ids < set(bot.outbox("failed")) and list((bot.data / "outbox/failed").glob("*.photo"))
+    assert ids < set(bot.outbox("failed")) and list((bot.state / "outbox/failed").glob("*.photo"))
     assert command(bot, "retry", "--all") == "3 queued again\n"
     until(lambda: {"f 0", "f 1", "pic"} <= set(telegram.texts(1)))
     until(lambda: bot.outbox() == [] and bot.outbox("failed") == [])
-    assert list((bot.data / "outbox").glob("*/*.photo")) == []
+    assert list((bot.state / "outbox").glob("*/*.photo")) == []
 
 
 def test_a_retry_survives_a_kill(bot, telegram):
@@ -92,7 +92,7 @@ def test_what_waits_is_dropped_and_who_waits_for_it_is_told(bot, telegram):
 def fail_directly(bot):
     """An entry as a run before this one left it."""
     entry_id = "f" * 20
-    (bot.data / "outbox/failed" / f"{entry_id}.json").write_text(json.dumps({
+    (bot.state / "outbox/failed" / f"{entry_id}.json").write_text(json.dumps({
         "id": entry_id, "sequence": 1, "accepted_at": 1.0, "chat_id": 1, "user": ME, "reply": False, "part": 0,
         "late_since": None, "message": {"text": "x"}}))
     return entry_id

@@ -1,5 +1,6 @@
 """The send API against the sandbox: who may send what, every answer of the design's table, nothing sent twice."""
 
+import contextlib
 import json
 import os
 import pwd
@@ -63,10 +64,17 @@ print(json.dumps([answer.status, json.loads(answer.read())]))
 """
 
 
-def post_as(name, bot, path, **fields):
+KEY = '"Idempotency-Key": "k", '
+
+
+def open_to_all(bot):
     os.chmod(bot.socket_path, 0o666)
     for folder in (bot.folder, bot.folder.parent, bot.folder.parent.parent):
         os.chmod(folder, 0o755)
+
+
+def post_as(name, bot, path, **fields):
+    open_to_all(bot)
     return as_user(name, POST_AS, str(bot.socket_path), path, json.dumps(fields))
 
 
@@ -123,8 +131,8 @@ def test_a_photo_as_bytes(bot, telegram):
     assert answer.status_code == 200, answer.text
     (message,) = [m for m in telegram.messages(CHAT) if m.get("caption") == "T\nc"]
     assert message["photo"]
-    assert list((bot.data / "outbox").glob("**/*.photo")) == []
-    assert list((bot.data / "outbox" / "queue").iterdir()) == []
+    assert list((bot.state / "outbox").glob("**/*.photo")) == []
+    assert list((bot.state / "outbox" / "queue").iterdir()) == []
 
 
 def test_a_photo_by_its_path(bot, telegram, tmp_path):
@@ -189,15 +197,29 @@ def test_a_photo_path_of_another_user(bot, tmp_path):
 
 
 @pytest.mark.root
-def test_a_picture_for_nobody_is_refused_before_it_is_read(bot):
+@pytest.mark.parametrize("key", ["", KEY])
+def test_a_picture_for_nobody_is_refused_before_it_is_read(bot, key):
     bot.users(**{ME: CHAT})
-    code = POST_AS.replace("sys.argv[3].encode()", "None")
-    code = code.replace('{"Content-Type"', '{"Content-Length": "50000000", "x"')
-    os.chmod(bot.socket_path, 0o666)
-    for folder in (bot.folder, bot.folder.parent, bot.folder.parent.parent):
-        os.chmod(folder, 0o755)
-    status, answer = as_user("daemon", code, str(bot.socket_path), "/send_photo")
+    status, answer = announce_photo(bot, key)
     assert (status, answer["error"]) == (404, "User 'daemon' has no linked Telegram")
+
+
+@pytest.mark.root
+def test_a_key_that_was_accepted_before_is_answered_before_the_picture_is_read(bot):
+    bot.users(**{ME: CHAT, "daemon": CHAT + 1})
+    open_to_all(bot)
+    code = POST_AS.replace('{"Content-Type"', '{' + KEY + '"Content-Type"')
+    status, answer = as_user("daemon", code, str(bot.socket_path), "/send", '{"text": "sent"}')
+    assert status == 200
+    assert announce_photo(bot, KEY) == [200, answer]
+
+
+def announce_photo(bot, headers):
+    """The answer to daemon's head of a request, whose picture of 50 MB does not come."""
+    code = POST_AS.replace("sys.argv[3].encode()", "None")
+    code = code.replace('{"Content-Type"', '{"Content-Length": "50000000", ' + headers + '"x"')
+    open_to_all(bot)
+    return as_user("daemon", code, str(bot.socket_path), "/send_photo")
 
 
 @pytest.mark.parametrize("body", [
@@ -210,7 +232,7 @@ def test_a_picture_for_nobody_is_refused_before_it_is_read(bot):
 def test_a_form_that_is_broken(bot, body):
     answer = bot.post("/send_photo", data=body, headers={"Content-Type": "multipart/form-data; boundary=x"})
     assert answer.status_code == 400 and answer.json()["error"]
-    assert list((bot.data / "outbox" / "queue").iterdir()) == []
+    assert list((bot.state / "outbox" / "queue").iterdir()) == []
 
 
 def test_a_form_without_a_boundary(bot):
@@ -240,7 +262,7 @@ def test_what_telegram_refuses_for_good_is_a_502_and_kept(bot, telegram):
     answer = bot.send("unlucky")
     assert (answer.status_code, answer.json()["error"]) == (502, "Bad Request: no such luck")
     (entry_id,) = bot.outbox("failed")
-    entry = json.loads((bot.data / "outbox" / "failed" / f"{entry_id}.json").read_text())
+    entry = json.loads((bot.state / "outbox" / "failed" / f"{entry_id}.json").read_text())
     assert (entry["reason"], entry["message"]["text"]) == ("Bad Request: no such luck", "unlucky")
 
 
@@ -267,17 +289,18 @@ def test_too_many_bytes_of_pictures_are_a_429(tmp_path):
     """What waits is as an earlier run left it: half a gigabyte would take the test long to send."""
     bot = Bot(tmp_path, "http://127.0.0.1:9")
     bot.users(**{ME: CHAT})
-    queue = bot.data / "outbox" / "queue"
+    queue = bot.state / "outbox" / "queue"
     queue.mkdir(parents=True)
     for number, size in enumerate((50 << 20, 450 << 20)):
-        (queue / f"{number:020}.photo").write_bytes(png())
+        with open(queue / f"{number:020}.photo", "wb") as photo:
+            photo.truncate(size)
         (queue / f"{number:020}.json").write_text(json.dumps({
             "id": f"{number:020}", "sequence": number, "accepted_at": time.time(), "chat_id": CHAT, "user": ME,
             "reply": False, "part": 0, "late_since": None,
             "message": {"text": "", "photo": "a.png", "photo_size": size}}))
     bot.start()
     answer = bot.send("x", wait=0)
-    assert answer.status_code == 429 and "500 MiB" in answer.json()["error"]
+    assert answer.status_code == 429 and "500" in answer.json()["error"]
     assert int(answer.headers["Retry-After"]) > 0
     assert bot.post("/queue/drop", json={"id": f"{0:020}"}).json()["ok"]
     assert bot.send("x", wait=0).status_code == 202
@@ -339,27 +362,81 @@ def test_a_refusal_is_answered_again_for_the_same_key(bot, telegram):
 
 
 @pytest.mark.root
-def test_a_full_disk_is_a_503_and_leaves_nothing(tmp_path, telegram):
-    folder = tmp_path / "data"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k,nr_inodes=64", "tmpfs", folder], check=True)
+def test_a_disk_that_is_nearly_full_takes_no_more_and_delivers_what_waits(tmp_path, telegram):
     bot = Bot(tmp_path, telegram.url)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,nr_inodes=64,mode=0700", "tmpfs", bot.state], check=True)
     try:
         bot.users(**{ME: CHAT + 5})
         bot.start()
-        with open(folder / "ballast", "wb", buffering=0) as ballast, pytest.raises(OSError, match="No space"):
-            while True:
-                ballast.write(b"x" * 4096)
-        answer = bot.send("too late")
-        assert answer.status_code == 503 and "No space left" in answer.json()["error"]
-        assert bot.post("/send_photo", files={"photo": ("a.png", png())}, data={"caption": "no"}).status_code == 503
-        assert bot.outbox() == [] and list((folder / "outbox" / "queue").iterdir()) == []
-        (folder / "ballast").unlink()
-        assert bot.send("room again").status_code == 200
-        assert sent_to(telegram, CHAT + 5, "room again") == ["room again"]
+        telegram.control("faults", action="error", method="sendMessage", times=1, status=429, retry_after=3,
+                         description="Too Many Requests: retry after 3")
+        waiting = [bot.send(f"waits {number}", wait=0).json()["id"] for number in range(3)]
+        with open(bot.state / "ballast", "wb", buffering=0) as ballast:
+            ballast.write(bytes(3 << 20))
+            assert bot.send("room enough", wait=0).status_code == 202
+            with pytest.raises(OSError, match="No space"):
+                while True:
+                    ballast.write(b"x" * 4096)
+        answers = [bot.send("too late"),
+                   bot.post("/send_photo", files={"photo": ("a.png", png())}, data={"caption": "no"})]
+        for answer in answers:
+            assert answer.status_code == 503 and "nearly full" in answer.json()["error"]
+            assert int(answer.headers["Retry-After"]) > 0
+        health = bot.get("/health")
+        assert health.status_code == 503 and "nearly full" in health.json()["error"]
+        until(lambda: bot.outbox() == [])
+        assert [text for text in telegram.texts(CHAT + 5) if "waits" in text] == ["waits 0", "waits 1", "waits 2"]
+        assert {path.name for path in (bot.state / "outbox/queue").iterdir()} == set()
+        (bot.state / "ballast").unlink()
+        assert bot.send("room again").status_code == 200 and bot.get("/health").status_code == 200
+        assert waiting[0] not in bot.outbox("failed") and "Traceback" not in bot.log
     finally:
         bot.stop()
-        subprocess.run(["umount", folder], check=True)
+        subprocess.run(["umount", bot.state], check=True)
+
+
+def begin_upload(bot, size, fields=b"", **headers):
+    """A connection on which all of a form has been sent but its end."""
+    body = b'--b\r\nContent-Disposition: form-data; name="photo"; filename="a.png"\r\n\r\n' + png()
+    lines = [b"POST /send_photo HTTP/1.1", b"Content-Type: multipart/form-data; boundary=b",
+             b"Content-Length: %d" % size, *(f"{name}: {value}".encode() for name, value in headers.items())]
+    connection = bot.connect()
+    connection.sendall(b"\r\n".join(lines) + b"\r\n\r\n" + body)
+    return connection
+
+
+def test_uploads_that_are_still_arriving_count(tmp_path):
+    """Each alone has room; the check before an upload began was the only one once."""
+    bot = Bot(tmp_path, "http://127.0.0.1:9")
+    bot.users(**{ME: CHAT})
+    failed = bot.state / "outbox/failed"
+    failed.mkdir(parents=True)
+    queue = bot.state / "outbox/queue"
+    queue.mkdir()
+    for folder, number, size in ((queue, 0, 460 << 20), (failed, 1, 20 << 20)):
+        with open(folder / f"{number:020}.photo", "wb") as photo:
+            photo.truncate(size)
+        (folder / f"{number:020}.json").write_text(json.dumps({
+            "id": f"{number:020}", "sequence": number, "accepted_at": time.time(), "chat_id": CHAT, "user": ME,
+            "reply": False, "part": 0, "late_since": None, **({"reason": "no"} if folder == failed else {}),
+            "message": {"text": "", "photo": "a.png", "photo_size": size}}))
+    bot.start()
+    connections = []
+    try:
+        connections += [begin_upload(bot, 30 << 20), begin_upload(bot, 30 << 20)]
+        until(lambda: len(list(queue.glob(".upload-*"))) == 2)
+        for connection in connections:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                for _ in range(29):
+                    connection.sendall(bytes(1 << 20))
+        answer = connections[1].recv(1 << 16)
+        assert b" 429 " in answer and b"Retry-After" in answer and b"are kept for" in answer
+        assert bot.outbox("failed") == []  # what failed made way before that
+    finally:
+        for connection in connections:
+            connection.close()
+        until(lambda: not list(queue.glob(".upload-*")))
+        bot.kill()
 
 
 def test_the_token_is_in_no_process_list_and_no_child(bot):

@@ -1,5 +1,6 @@
 """What systemd is told: readiness, the status line, and the watchdog, which is fed only while all goes on."""
 
+import os
 import socket
 import subprocess
 import time
@@ -90,7 +91,9 @@ def test_a_part_that_makes_no_progress_starves_the_watchdog(tmp_path, telegram, 
     ({"TELEGRAM_BOT_TOKEN": "nonsense"}, 78, "not of the form"),
     ({"TELEGRAM_API_URL": "ftp://x"}, 78, "TELEGRAM_API_URL"),
     ({"NOTIFY_MAX_AGE": "1d"}, 78, "NOTIFY_MAX_AGE must be a whole number of seconds"),
-    ({"NOTIFY_DATA_DIR": "/nonexistent/data"}, 73, "/nonexistent/data"),
+    ({"NOTIFY_DATA_DIR": "/nonexistent/data"}, 78, "/nonexistent/data"),
+    ({"NOTIFY_STATE_DIR": "/nonexistent/state"}, 78, "/nonexistent/state"),
+    ({"NOTIFY_KEEP_SENT": "3d"}, 78, "NOTIFY_KEEP_SENT must be a whole number of days"),
     ({"NOTIFY_BOT_SOCKET": "/nonexistent/x.sock"}, 69, "cannot start"),
     ({"NOTIFY_WEB_SOCKET": "/nonexistent/x.sock"}, 69, "cannot start"),
 ])
@@ -129,7 +132,65 @@ def test_the_copy_of_the_log_is_bounded(tmp_path):
 
 
 def test_a_copy_that_cannot_be_written_is_not_missed_twice(tmp_path):
-    code = (f"import sys, pathlib; sys.path.insert(0, {str(SRC)!r}); import logging, service; "
-            "service.setup_logging(pathlib.Path('/dev/full')); logging.info('one'); logging.info('two')")
+    code = (f"import sys, pathlib; sys.path.insert(0, {str(SRC)!r}); import logging, resource, service, signal; "
+            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); "
+            "service.setup_logging(pathlib.Path('copy.log')); logging.info('one'); logging.info('two')")
     done = subprocess.run([PYTHON, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=20)
     assert (done.returncode, done.stderr.splitlines()) == (0, ["one", "two"])
+
+
+@pytest.mark.parametrize("thing", ["open", "link", "another's"])
+def test_a_state_folder_that_is_not_the_service_s_own_is_refused(tmp_path, thing):
+    bot = Bot(tmp_path, "http://127.0.0.1:9")
+    if thing == "open":
+        bot.state.chmod(0o750)
+    elif thing == "link":
+        bot.state.rename(tmp_path / "elsewhere")
+        bot.state.symlink_to(tmp_path / "elsewhere")
+    elif os.geteuid() == 0:
+        os.chown(bot.state, 65534, -1)
+    else:
+        bot = Bot(tmp_path, "http://127.0.0.1:9", NOTIFY_STATE_DIR="/")
+    process = Process("notify_bot.py", folder=tmp_path, **bot.environment)
+    assert process.process.wait(10) == 78
+    process.stop()
+    assert "must be a folder of this account" in process.log and not (tmp_path / "elsewhere/outbox").exists()
+
+
+COPY = f"""
+import sys, pathlib
+sys.path.insert(0, {str(SRC)!r})
+import logging, service
+service.LOG_COPY_BYTES = 1000
+service.setup_logging(pathlib.Path("copy.log"))
+for number in range(100):
+    logging.info("line %d %s", number, "x" * 50)
+"""
+
+
+@pytest.mark.parametrize("thing", ["pipe", "pipe with a reader", "folder", "link", "second name"])
+def test_what_is_no_file_of_the_service_s_is_not_its_log(tmp_path, thing):
+    path, secret, reader = tmp_path / "copy.log", tmp_path / "secret", None
+    secret.write_text("secret")
+    if "pipe" in thing:
+        os.mkfifo(path)
+        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK) if "reader" in thing else None
+    elif thing == "folder":
+        path.mkdir()
+    elif thing == "link":
+        path.symlink_to(secret)
+    else:
+        os.link(secret, path)
+    done = subprocess.run([PYTHON, "-c", COPY], cwd=tmp_path, capture_output=True, text=True, timeout=20)
+    if reader is not None:
+        os.close(reader)
+    first, *others = done.stderr.splitlines()
+    assert done.returncode == 0 and first.startswith("no copy of the log in copy.log: ") and len(others) == 100
+    assert secret.read_text() == "secret" and {one.name for one in tmp_path.iterdir()} == {"copy.log", "secret"}
+
+
+def test_a_copy_that_cannot_be_turned_over_stays_bounded(tmp_path):
+    (tmp_path / "copy.log.1").mkdir()
+    done = subprocess.run([PYTHON, "-c", COPY], cwd=tmp_path, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0 and done.stderr.count("\n") == 100
+    assert 0 < (tmp_path / "copy.log").stat().st_size < 1200 and not list((tmp_path / "copy.log.1").iterdir())

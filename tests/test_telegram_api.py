@@ -50,8 +50,8 @@ def test_a_refusal_that_comes_before_the_body_was_read_is_read(tmp_path):
     with Server(refuse) as server:
         api = TelegramAPI("1:x", server.url)
         for _ in range(3):
-            with pytest.raises((TelegramError, TelegramUnreachable)) as raised:
-                api.call("sendPhoto", {"chat_id": 1}, {"photo": ("a.png", picture)})
+            with pytest.raises((TelegramError, TelegramUnreachable)) as raised, open(picture, "rb") as file:
+                api.call("sendPhoto", {"chat_id": 1}, {"photo": ("a.png", file)})
             # The kernel may have thrown the answer away with the connection; then nothing is known.
             assert getattr(raised.value, "code", 413) == 413
         api.close()

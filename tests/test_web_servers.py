@@ -146,10 +146,10 @@ def test_program_reaches_the_two_files_and_the_page_s_socket(server, probed):
     """Neither the send API, in which it could send to anybody, nor what is accepted, the token, or a home."""
     assert "alice" in probed["files"][f"{DATA}/telegram_users.json"]
     closed = {"PermissionError", "FileNotFoundError"}
-    for path in (f"{DATA}/polling.json", "/etc/notify-bot/telegram-bot-token", "/etc/notify-bot/notify-bot.env",
-                 "/etc/notify-bot/openid-secrets.conf"):
+    for path in ("/data/notify-bot/polling.json", "/etc/notify-bot/telegram-bot-token",
+                 "/etc/notify-bot/notify-bot.env", "/etc/notify-bot/openid-secrets.conf"):
         assert probed["files"][path] in closed
-    for path in (f"{DATA}/outbox", "/home/alice", "/root"):
+    for path in ("/data/notify-bot", "/home/alice", "/root"):
         assert probed["folders"][path] in closed
     assert (probed["send api"], probed["web socket"]) == ("PermissionError", True)
 

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import os
 import re
 import signal
 import socket
@@ -16,7 +15,6 @@ import pytest
 
 import unixhttp
 from live import ME, PYTHON, SRC, TOKEN, Bot, Process, until
-from recent import Recent
 from test_chat import ScriptsSocket, ask, chat_id, entries, line, press, telegram  # noqa: F401 (fixtures)
 
 NOWHERE = "http://127.0.0.1:9"
@@ -129,7 +127,7 @@ def test_run_brings_the_result_into_the_chat(bot, telegram, linked, scripts):  #
     text_arrives(telegram, linked, "Sales\ndown")
     assert scripts.requests[-1] == {"do": "run", "name": "a.py"}
     assert "alice runs a.py from the page" in bot.log
-    until(lambda: json.loads((bot.data / "runs.json").read_text()) == {})
+    until(lambda: json.loads((bot.state / "runs.json").read_text()) == {})
     scripts.answers += [line(ok=True, scripts=[])] * 50
     (notice,) = until(lambda: bot.card()["notifications"])
     assert (notice["title"], notice["script"], notice["state"], notice["reason"]) == ("Sales", "a.py", "delivered", "")
@@ -247,9 +245,9 @@ def test_runs_of_the_page_are_bounded_in_all(tmp_path, telegram, chat_id):  # no
 
 def test_a_run_that_a_crash_interrupts_is_told_of_once(bot, telegram, linked, neighbour):  # noqa: F811
     assert bot.web("/run", user="alice", name="a.py")[0] == 202
-    (run,) = json.loads((bot.data / "runs.json").read_text()).values()
+    (run,) = json.loads((bot.state / "runs.json").read_text()).values()
     assert run == {"user": "alice", "chat_id": linked, "name": "a.py"}
-    assert (bot.data / "runs.json").stat().st_mode & 0o777 == 0o600
+    assert (bot.state / "runs.json").stat().st_mode & 0o777 == 0o600
     bot.kill()
     bot.start()
     text_arrives(telegram, linked, "restarted while a.py ran")
@@ -257,7 +255,7 @@ def test_a_run_that_a_crash_interrupts_is_told_of_once(bot, telegram, linked, ne
     bot.start()
     ask(telegram, linked, "/help")
     assert sum("restarted while a.py ran" in text for text in telegram.texts(linked)) == 1
-    assert json.loads((bot.data / "runs.json").read_text()) == {}
+    assert json.loads((bot.state / "runs.json").read_text()) == {}
 
 
 def test_a_run_that_was_told_of_is_not_told_of_as_interrupted(bot, telegram, linked, scripts):  # noqa: F811
@@ -265,15 +263,15 @@ def test_a_run_that_was_told_of_is_not_told_of_as_interrupted(bot, telegram, lin
     scripts.answers += [line(ok=True, scripts=entries("a.py")), SILENT]
     scripts.hold.clear()
     assert bot.web("/run", user="alice", name="a.py")[0] == 202
-    kept = (bot.data / "runs.json").read_text()
+    kept = (bot.state / "runs.json").read_text()
     scripts.hold.set()
     text_arrives(telegram, linked, "nothing to report")
     bot.stop()
-    (bot.data / "runs.json").write_text(kept)
+    (bot.state / "runs.json").write_text(kept)
     bot.start()
     ask(telegram, linked, "/help")
     assert not any("restarted" in text for text in telegram.texts(linked))
-    assert json.loads((bot.data / "runs.json").read_text()) == {}
+    assert json.loads((bot.state / "runs.json").read_text()) == {}
 
 
 def test_who_answers_slowly_for_scripts_holds_no_other_page_up(bot, linked, neighbour):
@@ -384,72 +382,11 @@ def test_what_was_dropped_is_shown_no_more(bot, telegram, linked):  # noqa: F811
     assert bot.notices(ME) == []
 
 
-def entry(number, user="alice", **fields):
-    return {"id": f"{number:020x}", "accepted_at": 1_800_000_000 + number, "user": user, "script": "",
-            "message": {"title": f"t{number}", "text": "secret"}, **fields}
-
-
-@pytest.fixture
-def outbox(tmp_path):
-    for name in ("queue", "failed", "sent/2026-01-30", "sent/2026-01-31"):
-        (tmp_path / name).mkdir(parents=True)
-    return tmp_path
-
-
-def keep(outbox, place, *kept):
-    for one in kept:
-        (outbox / place / f"{one['id']}.json").write_text(json.dumps(one))
-
-
-def test_recent_holds_few_in_memory_and_damage_is_left_out(outbox, monkeypatch):
-    monkeypatch.setattr("recent.MAX_USERS", 3)
-    keep(outbox, "sent/2026-01-30", *(entry(number) for number in range(30)))
-    keep(outbox, "sent/2026-01-31", *(entry(100 + number, f"user{number}") for number in range(5)), entry(200, None))
-    keep(outbox, "failed", entry(300, 5), entry(301, accepted_at="x"), entry(302, message=[]))
-    (outbox / "queue/broken.json").write_text("{")
-    (outbox / "queue/list.json").write_text("[1]")
-    recent = Recent(outbox)
-    recent.delivered(entry(50))  # before anybody has asked nothing is kept
-    assert [notice["title"] for notice in recent.of_user("alice")] == [f"t{number}" for number in range(29, 19, -1)]
-    for number in range(400, 420):
-        recent.delivered(entry(number, f"user{number}"))
-    assert recent.of_user("alice") == [] and len(recent.of_user("user419")) == 1
-
-
-def test_recent_reads_the_newest_when_there_is_too_much(outbox, monkeypatch):
-    monkeypatch.setattr("recent.MAX_SCANNED", 4)
-    keep(outbox, "sent/2026-01-31", *(entry(number) for number in range(3)))
-    keep(outbox, "sent/2026-01-30", *(entry(number) for number in range(10, 20)))
-    for number in range(20):  # the clock's grain is coarse: later ones must be later
-        path = next(outbox.glob(f"sent/*/{number:020x}.json"), None)
-        if path:
-            time.sleep(0.005)
-            os.utime(path)
-    shown = [notice["title"] for notice in Recent(outbox).of_user("alice")]
-    assert shown == ["t19", "t2", "t1", "t0"]
-
-
-def test_recent_asked_again_reads_only_what_is_new(outbox, monkeypatch):
-    keep(outbox, "queue", *(entry(number) for number in range(3)))
-    recent, read = Recent(outbox), []
-    really = Recent._read
-    monkeypatch.setattr(Recent, "_read", lambda self, path, state: (read.append(path.stem), really(self, path, state)))
-    assert len(recent.of_user("alice")) == 3 and len(read) == 3
-    keep(outbox, "queue", entry(7))
-    assert len(recent.of_user("alice")) == 4 and read[3:] == [f"{7:020x}"]
-    recent.delivered(entry(7))
-    recent.delivered(entry(8))
-    keep(outbox, "queue", entry(8))  # as a folder that was listed a moment before the message left it
-    (outbox / f"queue/{1:020x}.json").unlink()
-    assert [(notice["title"], notice["state"]) for notice in recent.of_user("alice")] == [
-        ("t8", "delivered"), ("t7", "delivered"), ("t2", "queued"), ("t0", "queued")]
-
-
 def test_an_outbox_that_cannot_be_read_is_said(bot, linked):
-    (bot.data / "outbox/sent").rename(bot.data / "outbox/away")
+    (bot.state / "outbox/sent").rename(bot.state / "outbox/away")
     status, answer = bot.web("/card", user="alice")
     assert status == 503 and bot.retry_after and "journal" in answer["error"] and "outbox cannot be read" in bot.log
-    (bot.data / "outbox/away").rename(bot.data / "outbox/sent")
+    (bot.state / "outbox/away").rename(bot.state / "outbox/sent")
     assert bot.card()["ok"]
 
 

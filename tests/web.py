@@ -174,8 +174,8 @@ class Visitor(requests.Session):
         return self.post(form.url, data={"sub": subject}, timeout=30)
 
 
-FOLDERS = ("/data", DATA, f"{DATA}/outbox", "/home/alice", "/root", "/opt", "/srv")
-FILES = (f"{DATA}/telegram_users.json", f"{DATA}/polling.json", "/etc/notify-bot/telegram-bot-token",
+FOLDERS = ("/data", DATA, "/data/notify-bot", "/home/alice", "/root", "/opt", "/srv")
+FILES = (f"{DATA}/telegram_users.json", "/data/notify-bot/polling.json", "/etc/notify-bot/telegram-bot-token",
          "/etc/notify-bot/notify-bot.env", "/etc/notify-bot/openid-secrets.conf")
 # In the place of the link page: what it would be given and could reach.
 PROBE = f"""#!/usr/bin/python3 -EsS

@@ -21,7 +21,7 @@ class Disk:
 
     def __init__(self, bot, faults):
         self.bot, self.faults = bot, faults
-        self.folder = bot.data
+        self.folder = bot.state
 
     def ways(self):
         ways = [self.larger_files_are_refused, self.read_only, self.sync_fails, self.sync_of_names_fails,
@@ -105,8 +105,8 @@ def run(result, folder, rounds):
     try:
         telegram.person(CHAT)
         telegram.control("unblock", chat_id=CHAT)
-        with small_disk(folder / "data"):
-            faults = Faults(folder, folder / "data")
+        with small_disk(folder / "state"):
+            faults = Faults(folder, folder / "state")
             bot = Bot(folder, telegram.url, **faults.environment)
             bot.users(**{ME: CHAT})
             try:
@@ -136,7 +136,7 @@ def campaign(result, telegram, bot, disk, chance, rounds):
     result.count(accepted=len(accepted), delivered=len(set(texts) & set(accepted)),
                  lost=len(set(accepted) - set(texts)), duplicates=len(texts) - len(set(texts)))
     result.expect(texts == [*accepted, "the end"], f"wanted {accepted}, got {texts}")
-    result.expect(not bot.outbox("failed") and not list((bot.data / "outbox" / "corrupt").iterdir()),
+    result.expect(not bot.outbox("failed") and not list((bot.state / "outbox" / "corrupt").iterdir()),
                   "messages failed or were set aside")
     check_log(result, bot)
 
@@ -146,7 +146,7 @@ def one_way(result, telegram, bot, way, name, accepted):
     telegram.control("faults", action="cut_before", method="sendMessage")
     assert bot.send(f"{name} before", wait=0).status_code == 202
     accepted.append(f"{name} before")
-    queue = bot.data / "outbox" / "queue"
+    queue = bot.state / "outbox" / "queue"
     files = set(os.listdir(queue))
     with way():
         for attempt in range(3):

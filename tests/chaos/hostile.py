@@ -147,7 +147,7 @@ def all_is_well(result, telegram, bot):
     until(lambda: 7002 in telegram.chats, 30, "commands are answered again")
     until(lambda: not telegram.polls, 60, "all updates have been fetched")
     until(lambda: not overdue(bot), 120, "what Telegram wants no rest for is delivered")
-    until(lambda: not json.loads((bot.data / "polling.json").read_text())["pending"], 10, "all updates are handled")
+    until(lambda: not json.loads((bot.state / "polling.json").read_text())["pending"], 10, "all updates are handled")
     result.expect(bot.get("/health").status_code == 200, "health says that all is not well")
 
 
@@ -188,8 +188,10 @@ def on_spoilt_files(result, folder, telegram, contents):
     """A bot that is started on files of which some are spoilt serves, and stops when it is asked to."""
     shutil.rmtree(folder, ignore_errors=True)
     for name, content in contents.items():
-        path = folder / "data" / name
+        path = folder / ("state" if name.startswith(("outbox", "polling")) else "data") / name
         path.parent.mkdir(parents=True, exist_ok=True)
+        (folder / "state").mkdir(mode=0o700, exist_ok=True)
+        (folder / "state").chmod(0o700)
         path.write_bytes(content)
     bot = Bot(folder, telegram.url)
     try:

@@ -67,7 +67,7 @@ def crowd(folder, names, **environment):
 def queued(bot):
     """What is in the queue of a bot, which may be at work on it."""
     entries = []
-    for path in (bot.data / "outbox" / "queue").glob("*.json"):
+    for path in (bot.state / "outbox" / "queue").glob("*.json"):
         with contextlib.suppress(FileNotFoundError):
             entries.append(json.loads(path.read_bytes()))
     return entries
@@ -105,7 +105,7 @@ def run(result, folder, rounds):
         drained(bot, 300)
         judge(result, senders.tried(), delivered(telegram, chats), line.may_be_copied())
         result.expect(not bot.outbox("failed"), "messages failed for good")
-        result.expect(not list((bot.data / "outbox" / "corrupt").iterdir()), "entries were set aside")
+        result.expect(not list((bot.state / "outbox" / "corrupt").iterdir()), "entries were set aside")
         check_log(result, bot)
 
 

@@ -39,7 +39,7 @@ QUEUED = f"""[Unit]
 Before=notify-bot.service
 
 [Service]
-ExecStartPre=-/bin/sh -c 'd={FOLDER}/queued/$$(date +%%s%%N); mkdir -p $$d; cp /data/notifications/outbox/queue/* $$d'
+ExecStartPre=-/bin/sh -c 'd={FOLDER}/queued/$$(date +%%s%%N); mkdir -p $$d; cp /data/notify-bot/outbox/queue/* $$d'
 """
 CUT = "import ctypes; ctypes.CDLL(None).reboot(0x1234567)"
 
@@ -66,7 +66,7 @@ def run(result, folder, rounds):
         log = host.journal("-u", "notify-bot.service")
         result.expect("Traceback" not in log, "a traceback is in the journal")
         for place in ("failed", "corrupt"):
-            result.expect(not os.listdir(host.path(f"/data/notifications/outbox/{place}")), f"some are in {place}")
+            result.expect(not os.listdir(host.path(f"/data/notify-bot/outbox/{place}")), f"some are in {place}")
 
 
 def install(host, seed):
@@ -97,7 +97,7 @@ def cut(host):
 
 def finish(host):
     host.run("systemctl", "stop", "people.service", timeout=90)
-    queue = host.path("/data/notifications/outbox/queue")
+    queue = host.path("/data/notify-bot/outbox/queue")
     until(lambda: not list(queue.glob("*.json")), 300, "the queue is empty")
 
 

@@ -1,0 +1,124 @@
+"""Bytes on disk for each user: uploads that arrive, messages that wait, messages that failed.
+
+What is kept for nobody's login (user None), answers in chats, is one account for all of it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import secrets
+import threading
+from pathlib import Path
+
+# Ten pictures of the largest size, or the 200 messages that may wait with 2.5 MiB each.
+MAX_BYTES = 500 << 20
+MAX_FAILED = 200
+
+
+class NoRoom(Exception):
+    """An account is full; the message says so to the user."""
+
+
+class Kept:
+    """A message on disk: `user`, `sequence`, `accepted_at`, `size` (bytes, with its picture), `failed`."""
+
+    __slots__ = ("accepted_at", "failed", "sequence", "size", "user")
+
+    def __init__(self, entry: dict, size: int):
+        self.user = entry["user"]
+        self.sequence = entry["sequence"]
+        self.accepted_at = entry["accepted_at"]
+        self.size = size
+        self.failed = "reason" in entry
+
+
+class Accounts:
+    """Messages on disk by ID and by user, and the bytes of each user. Threads may share it."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._bytes: dict[str | None, int] = {}
+        self._kept: dict[str, Kept] = {}
+        self._of_user: dict[str | None, dict[str, Kept]] = {}
+
+    def take(self, user: str | None, size: int) -> None:
+        """Raises NoRoom, and then nothing was taken."""
+        with self._lock:
+            used = self._bytes.get(user, 0)
+            if used + size > MAX_BYTES:
+                raise NoRoom(f"{used >> 20} MiB are kept for '{user}', of {MAX_BYTES >> 20}: try again when some of "
+                             "it is delivered")
+            self._add(user, size)
+
+    def give_back(self, user: str | None, size: int) -> None:
+        with self._lock:
+            self._add(user, -size)
+
+    def keep(self, entry: dict, size: int) -> None:
+        """A message is on disk, or has changed there."""
+        with self._lock:
+            self._drop(entry["id"])
+            kept = self._kept[entry["id"]] = Kept(entry, size)
+            self._of_user.setdefault(kept.user, {})[entry["id"]] = kept
+            self._add(kept.user, size)
+
+    def drop(self, entry_id: str) -> None:
+        """A message is not on disk any more."""
+        with self._lock:
+            self._drop(entry_id)
+
+    def get(self, entry_id: str) -> Kept | None:
+        return self._kept.get(entry_id)
+
+    def failed(self, user: str | None) -> list[str]:
+        """The IDs of the messages of a user that failed, oldest first."""
+        return self._sorted(user, lambda kept: kept.failed)
+
+    def newest(self, user: str | None, count: int) -> list[str]:
+        return self._sorted(user, lambda kept: True)[:-count - 1:-1]
+
+    def all(self) -> list[tuple[str, Kept]]:
+        """All messages with their IDs, in the order in which they were accepted."""
+        with self._lock:
+            return sorted(self._kept.items(), key=lambda item: item[1].sequence)
+
+    def _sorted(self, user: str | None, wanted) -> list[str]:
+        with self._lock:
+            of_user = self._of_user.get(user, {})
+            return sorted((entry_id for entry_id, kept in of_user.items() if wanted(kept)),
+                          key=lambda entry_id: of_user[entry_id].sequence)
+
+    def _drop(self, entry_id: str) -> None:
+        kept = self._kept.pop(entry_id, None)
+        if kept:
+            self._add(kept.user, -kept.size)
+            del self._of_user[kept.user][entry_id]
+            if not self._of_user[kept.user]:
+                del self._of_user[kept.user]
+
+    def _add(self, user: str | None, size: int) -> None:
+        used = self._bytes.get(user, 0) + size
+        if used:
+            self._bytes[user] = used
+        else:
+            self._bytes.pop(user, None)
+
+
+class Upload(io.BufferedRandom):
+    """A new file in `folder` for a picture that is arriving. What is written to it is first taken from the account of
+    `user` by `take(user, size)`, which may raise; `taken` is how much that is."""
+
+    def __init__(self, folder: Path, user: str | None, take):
+        self.path = folder / f".upload-{secrets.token_hex(10)}"
+        self.user, self.taken, self._take = user, 0, take
+        super().__init__(io.FileIO(self.path, "x+b", opener=lambda path, flags: os.open(path, flags, 0o600)))
+
+    def write(self, data) -> int:
+        self.take(len(data))
+        return super().write(data)
+
+    def take(self, size: int) -> None:
+        """Take room for bytes that arrive and are not written here."""
+        self._take(self.user, size)
+        self.taken += size

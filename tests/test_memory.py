@@ -1,0 +1,60 @@
+"""Memory of a live bot at the worst of what users can put into it; its unit allows 256 MB."""
+
+import json
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from live import ME, PYTHON, SRC, Bot
+from test_outbox import write_million
+
+MOST_KILOBYTES = 96 << 10
+MEBIBYTE = 1 << 20
+
+
+def fill(folder, first, count, user, **fields):
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "x" * (MEBIBYTE - 1000)
+    for number in range(first, first + count):
+        (folder / f"{number:020x}.json").write_text(json.dumps({
+            "id": f"{number:020x}", "sequence": number, "accepted_at": time.time() - 10, "chat_id": 1, "user": user,
+            "reply": False, "part": 0, "late_since": None, "message": {"text": text}, **fields}))
+
+
+def peak(bot):
+    """VmHWM, in KiB, of a bot that has read what is on disk: it answers."""
+    assert bot.get("/health").status_code in (200, 503)
+    status = Path(f"/proc/{bot.process.pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0])
+
+
+def test_memory_at_the_worst(tmp_path):
+    bot = Bot(tmp_path, "http://127.0.0.1:9")
+    bot.users(**{user: number for number, user in enumerate((ME, "alice", "bob", "carol"), 1)})
+    fill(bot.state / "outbox/queue", 0, 200, ME)
+    for number, user in enumerate(("alice", "bob", "carol")):
+        fill(bot.state / "outbox/failed", 1000 * (number + 1), 200, user, reason="no", code=502)
+    (bot.state / "outbox/sent").mkdir()
+    write_million(bot.state / "outbox/sent")
+    bot.start()
+    peaks = {"start": peak(bot)}
+    try:
+        done = subprocess.run([PYTHON, "-EsS", SRC / "notify_bot.py", "queue"], capture_output=True, text=True,
+                              timeout=60, env={"NOTIFY_BOT_SOCKET": str(bot.socket_path)})
+        assert done.stdout.endswith("200 queued, 600 failed\n"), done
+        peaks["queue"] = peak(bot)
+        for _ in range(190):
+            bot.send("x", user="alice", wait=0, buttons=[[]] * 21_000)
+        peaks["buttons"] = peak(bot)
+        with ThreadPoolExecutor(30) as threads:  # who wait for what becomes of it, longer than all take to be accepted
+            answers = [threads.submit(bot.send, "x" * (MEBIBYTE - 1000), user="bob", wait=3) for _ in range(30)]
+        assert all(answer.result().status_code in (202, 503) for answer in answers)
+        peaks["waiting"] = peak(bot)
+        bot.kill()
+        bot.start()
+        peaks["restart"] = peak(bot)
+        assert max(peaks.values()) <= MOST_KILOBYTES, peaks
+        assert "Traceback" not in bot.log
+    finally:
+        bot.kill()
