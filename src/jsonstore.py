@@ -19,6 +19,12 @@ import os
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import bounded_json
+
+# 100,000 links, with three times the fields that we write.
+MAX_BYTES = 32 << 20
+MAX_ITEMS = 2_000_000
+
 
 class StoreError(Exception):
     """The document cannot be read or written now; the message names the file and the way out."""
@@ -134,19 +140,22 @@ class JsonStore:
     def _load(self) -> tuple[tuple, bytes]:
         try:
             with open(self.path, "rb") as file:
-                return _version(os.fstat(file.fileno())), file.read()
+                version, data = _version(os.fstat(file.fileno())), file.read(MAX_BYTES + 1)
         except FileNotFoundError:
             return (), b""
         except OSError as error:
             raise StoreError(f"{self.path} cannot be read: {error.strerror}") from error
+        if len(data) > MAX_BYTES:
+            raise CorruptStore(f"{self.path} is over {MAX_BYTES} bytes; nothing was changed: put a backup in its place")
+        return version, data
 
     def _parse(self, data: bytes) -> dict:
         try:
-            document = json.loads(data)
+            document = bounded_json.loads(data, MAX_BYTES, MAX_ITEMS)
             if isinstance(document, dict):
                 return document
             reason = f"it holds a {type(document).__name__}, not an object"
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             reason = str(error) if data else "it is empty"
         kept = self._keep(data)
         raise CorruptStore(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import grp
-import json
 import os
 import pwd
 import stat
@@ -17,13 +16,14 @@ import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
+import bounded_json
 import multipart
 import queueapi
 from addressee import unavailable, with_room
 from notification import PARSE_MODES, photo_name
 from outbox import OutboxError
 from receipt import Outcome
-from unixhttp import Handler, HTTPProblem
+from unixhttp import MAX_JSON_ITEMS, Handler, HTTPProblem
 
 MAX_JSON_BYTES = 1 << 20
 MAX_PHOTO_BYTES = 50 << 20
@@ -188,8 +188,8 @@ def _form(handler: Handler, file) -> tuple[dict, str]:
     if file.tell() > MAX_PHOTO_BYTES:
         raise HTTPProblem(413, f"the photo is over {MAX_PHOTO_BYTES} bytes")
     for field in ("silent", "wait", "buttons"):
-        with suppress(ValueError, RecursionError, KeyError):
-            fields[field] = json.loads(fields[field])
+        with suppress(ValueError, KeyError):
+            fields[field] = bounded_json.loads(fields[field].encode(), MAX_JSON_BYTES, MAX_JSON_ITEMS)
     return fields, name
 
 
@@ -232,7 +232,7 @@ def _buttons(rows) -> list:
     """Rows of buttons that open a URL; callback data is the bot's own. A flat list is one button a row."""
     if not isinstance(rows, list):
         raise HTTPProblem(400, "buttons must be a list of rows of {text, url}")
-    rows = [row if isinstance(row, list) else [row] for row in rows]
+    rows = [row if isinstance(row, list) else [row] for row in rows if row != []]
     for button in [button for row in rows for button in row]:
         if not (isinstance(button, dict) and button.keys() == {"text", "url"} and _text(button, "text")
                 and (_text(button, "url") or "").startswith(("https://", "http://", "tg://"))):

@@ -16,10 +16,13 @@ import time
 import urllib.parse
 from contextlib import suppress
 
+import bounded_json
+
 CONNECT_SECONDS = 10
 ANSWER_SECONDS = 30
 IDLE_SECONDS = 50
 MAX_ANSWER_BYTES = 16 << 20
+MAX_ANSWER_ITEMS = 500_000  # 100 updates, each with 100 entities, and as many in what it replies to, take 200,000
 
 
 class TelegramError(Exception):
@@ -200,8 +203,8 @@ def _reason(error: BaseException) -> str:
 
 def _result(status: int, headers, data: bytes):
     try:
-        answer = json.loads(data)
-    except (ValueError, RecursionError):
+        answer = bounded_json.loads(data, MAX_ANSWER_BYTES, MAX_ANSWER_ITEMS)
+    except ValueError:
         answer = None
     if not isinstance(answer, dict) or not isinstance(answer.get("ok"), bool):
         if status == 413:

@@ -22,6 +22,8 @@ import time
 from contextlib import suppress
 from http import HTTPStatus
 
+import bounded_json
+
 log = logging.getLogger("http")
 
 MAX_CONNECTIONS = 512
@@ -31,6 +33,7 @@ MAX_REQUEST_LINE = 8 << 10
 FREE_BODY_BYTES = 64 << 10
 MAX_BODIES_PER_USER = 4 << 20
 MAX_BODIES = 16 << 20
+MAX_JSON_ITEMS = 10_000
 HEADER_SECONDS = 10
 BODY_SECONDS = 60
 IDLE_SECONDS = 60
@@ -243,8 +246,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         data = self.body(limit)
         try:
             with _PARSING:
-                document = json.loads(data)
-        except (ValueError, RecursionError) as error:
+                document = bounded_json.loads(data, limit, MAX_JSON_ITEMS)
+        except ValueError as error:
             raise HTTPProblem(400, f"the body is not JSON: {error}") from None
         if not isinstance(document, dict):
             raise HTTPProblem(400, "the body is not a JSON object")
