@@ -48,33 +48,39 @@ class Context:
 
 def post_send(handler: Handler) -> None:
     """POST /send, JSON."""
-    fields = handler.json_object(MAX_JSON_BYTES)
-    user, message, options = _recipient(handler.peer, fields), _message(fields, "text"), _options(fields)
-    del fields  # whatever else was in it would stay in memory while the caller waits
-    if not message["text"] and not message.get("title"):
-        raise HTTPProblem(400, "text is missing")
-    _accept(handler, user, message, options)
+    _answer(handler, *_take_text(handler))
 
 
 def post_send_photo(handler: Handler) -> None:
     """POST /send_photo: JSON with `photo_path`, or multipart/form-data with the bytes in the part `photo`."""
-    if not _is_trusted(handler.peer) and not handler.headers.get("Idempotency-Key"):
+    _answer(handler, *_take_photo(handler))
+
+
+def _take_text(handler: Handler) -> tuple:
+    fields = handler.json_object(MAX_JSON_BYTES)
+    user, message, options = _recipient(handler.peer, fields), _message(fields, "text"), _options(fields)
+    if not message["text"] and not message.get("title"):
+        raise HTTPProblem(400, "text is missing")
+    return _accept(handler, user, message, options)
+
+
+def _take_photo(handler: Handler) -> tuple:
+    if not _is_trusted(handler.peer) and not handler.headers.get("idempotency-key"):
         # Who can only send to themselves is refused before their picture takes room on the disk.
         context: Context = handler.server.context
         with_room(context.links, context.delivery, _recipient(handler.peer, {}))
     try:
         with handler.server.context.outbox.upload() as (file, path):
-            if multipart.is_form(handler.headers.get("Content-Type", "")):
+            if multipart.is_form(handler.headers.get("content-type", "")):
                 fields, name = _form(handler, file)
             else:
                 fields = handler.json_object(MAX_JSON_BYTES)
                 name = _copy_photo(handler.peer, fields, file)
             user, message, options = _recipient(handler.peer, fields), _message(fields, "caption"), _options(fields)
-            del fields
             message["photo"], message["photo_size"] = _picture(file, name)
             file.flush()
             os.fsync(file.fileno())
-            _accept(handler, user, message, options, path)
+            return _accept(handler, user, message, options, path)
     except (ConnectionError, TimeoutError):
         raise
     except OSError as error:
@@ -102,10 +108,14 @@ class SendHandler(Handler):
               "/health": {"GET": get_health}, "/metrics": {"GET": get_metrics}, **queueapi.ROUTES}
 
 
-def _accept(handler: Handler, user: str, message: dict, options: tuple, photo: Path | None = None) -> None:
+def _accept(handler: Handler, user: str, message: dict, options: tuple, photo: Path | None = None) -> tuple:
+    """Accept a message once for a key: its ID, the receipt to wait for or None, and the seconds to wait.
+
+    What it returns refers to no part of the message, which would stay in memory while the caller waits.
+    """
     wait, script = options
     context: Context = handler.server.context
-    key = handler.headers.get("Idempotency-Key")
+    key = handler.headers.get("idempotency-key")
     if key is not None and not 0 < len(key) <= MAX_KEY:
         raise HTTPProblem(400, f"Idempotency-Key must have 1 to {MAX_KEY} characters")
     # A key is the caller's own, and for one recipient: two users may well both number their messages.
@@ -116,7 +126,12 @@ def _accept(handler: Handler, user: str, message: dict, options: tuple, photo: P
             receipt = context.delivery.submit(entry)
         else:
             receipt = context.delivery.watch(entry_id)
-    outcome = receipt.wait(wait) if receipt else _settled(context, entry_id)
+    return entry_id, receipt, wait
+
+
+def _answer(handler: Handler, entry_id: str, receipt, wait: float) -> None:
+    handler.release_body()
+    outcome = receipt.wait(wait) if receipt else _settled(handler.server.context, entry_id)
     if outcome is None:
         handler.answer(202, {"ok": True, "queued": True, "id": entry_id})
     elif outcome.status == 200:
@@ -180,7 +195,7 @@ def _form(handler: Handler, file) -> tuple[dict, str]:
         for chunk in handler.body_chunks(MAX_FORM_BYTES):
             spool.write(chunk)
         try:
-            fields, name = multipart.unpack(handler.headers["Content-Type"], spool, file, MAX_JSON_BYTES)
+            fields, name = multipart.unpack(handler.headers["content-type"], spool, file, MAX_JSON_BYTES)
         except multipart.FormError as error:
             raise HTTPProblem(400, str(error)) from None
     if name is None:
