@@ -9,6 +9,7 @@ import re
 from collections import namedtuple
 
 MAX_REQUEST_LINE = 8 << 10
+MAX_HEAD_BYTES = 64 << 10
 MAX_HEADER_LINES = 100
 MAX_CHUNK_LINE = 256
 PIECE_BYTES = 1 << 16
@@ -71,8 +72,12 @@ def _defect(reason: str) -> HTTPProblem:
 
 def _headers(file) -> dict[str, str]:
     headers: dict[str, str] = {}
+    left = MAX_HEAD_BYTES
     for _ in range(MAX_HEADER_LINES + 1):
-        line = file.readline()
+        line = file.readline(left + 1)
+        left -= len(line)
+        if left < 0:
+            break
         if line == b"\r\n":
             return headers
         match = _HEADER_LINE.fullmatch(line)
@@ -85,7 +90,7 @@ def _headers(file) -> dict[str, str]:
             raise _defect(f"{match[1].decode('ascii')} is there twice")
         else:
             headers[name] += f", {value}"
-    raise HTTPProblem(431, f"the head has over {MAX_HEADER_LINES} header lines", close=True)
+    raise HTTPProblem(431, f"the head has over {MAX_HEADER_LINES} lines or {MAX_HEAD_BYTES} bytes", close=True)
 
 
 def _length(method: str, version: str, headers: dict) -> int | None:
@@ -126,18 +131,19 @@ def read_exactly(file, length: int):
 
 def read_chunks(file, limit: int):
     """A chunked body (RFC 9112, 7.1) in pieces; its trailers are dropped. Raises HTTPProblem, 413 over `limit`."""
-    while size := _chunk_size(file):
-        limit -= size
-        if limit < 0:
-            raise HTTPProblem(413, "the body is too large", close=True)
+    too_large = HTTPProblem(413, f"the body is over {limit} bytes", close=True)
+    framing = limit + MAX_HEAD_BYTES  # the bytes around chunks of a byte each are more than these
+    size = 1
+    while size:
+        line = file.readline(MAX_CHUNK_LINE)
+        match = _CHUNK_LINE.fullmatch(line)
+        if not match:
+            raise _defect("a chunk does not begin with its size")
+        size = int(match[1], 16)
+        limit, framing = limit - size, framing - len(line) - 2
+        if limit < 0 or framing < 0:
+            raise too_large
         yield from read_exactly(file, size)
-        if file.read(2) != b"\r\n":
+        if size and file.read(2) != b"\r\n":
             raise _defect("a chunk is not as long as it says")
     _headers(file)
-
-
-def _chunk_size(file) -> int:
-    match = _CHUNK_LINE.fullmatch(file.readline(MAX_CHUNK_LINE))
-    if not match:
-        raise _defect("a chunk does not begin with its size")
-    return int(match[1], 16)

@@ -33,7 +33,6 @@ MAX_CONNECTIONS = 512
 MAX_CONNECTIONS_PER_USER = 32
 FIRST_CONNECTIONS = 64  # the last of all, for users who have none, root and the service's own account
 ROOT_CONNECTIONS = 16  # the last of these, for root and the service's own account
-MAX_HEADER_BYTES = 64 << 10
 FREE_BODY_BYTES = 64 << 10
 MAX_BODIES_PER_USER = 2 << 20
 MAX_BODIES = 8 << 20
@@ -78,21 +77,15 @@ def _peer_groups(connection: socket.socket) -> tuple:
     return ()
 
 
-class _TooLarge(Exception):
-    pass
-
-
 class _Reader(io.RawIOBase):
-    """The bytes of a connection, until a deadline and up to a number of bytes."""
+    """The bytes of a connection, until a deadline."""
 
     def __init__(self, connection: socket.socket):
         self._connection = connection
         self._deadline = 0.0
-        self._budget = 0
 
-    def expect(self, seconds: float, size: int) -> None:
+    def expect(self, seconds: float) -> None:
         self._deadline = time.monotonic() + seconds
-        self._budget = size
 
     def readable(self) -> bool:
         return True
@@ -101,12 +94,8 @@ class _Reader(io.RawIOBase):
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError
-        if self._budget <= 0:
-            raise _TooLarge
         self._connection.settimeout(left)
-        count = self._connection.recv_into(buffer)
-        self._budget -= count
-        return count
+        return self._connection.recv_into(buffer)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -129,9 +118,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Close so that a client still sending gets to read its answer: closing at once would reset it."""
         if not self.unread:
             return
-        with suppress(OSError, _TooLarge):
+        with suppress(OSError):
             self.connection.shutdown(socket.SHUT_WR)
-            self._reader.expect(LINGER_SECONDS, 256 << 20)
+            self._reader.expect(LINGER_SECONDS)
             while self._reader.readinto(bytearray(1 << 20)):
                 pass
 
@@ -143,20 +132,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.handle_one_request()
                 if self.close_connection or self.server.stopping.is_set():
                     break
-        except (OSError, _TooLarge) as error:
+        except OSError as error:
             log.debug("connection of uid %d ended: %r", self.peer.uid, error)
 
     def handle_one_request(self):
         self.close_connection = True  # until a whole request has been understood
         self.unread, self.command = 0, None
-        self._reader.expect(IDLE_SECONDS, MAX_HEADER_BYTES)
+        self._reader.expect(IDLE_SECONDS)
         # One empty line may come before a request (RFC 9112, 2.2).
         blank = self.rfile.read(2) if self.rfile.peek(1)[:1] == b"\r" else b""
         if not self.rfile.peek(1):
             return
         self.server.busy(self.connection)
         try:
-            self._reader.expect(HEADER_SECONDS, MAX_HEADER_BYTES)
+            self._reader.expect(HEADER_SECONDS)
             if blank not in (b"", b"\r\n"):
                 raise HTTPProblem(400, "a line does not end with CR and LF", close=True)
             self._serve()
@@ -165,9 +154,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.problem(problem.status, str(problem), problem.headers, problem.close)
         except TimeoutError:
             self.problem(408, "the request did not arrive in time", close=True)
-        except _TooLarge:
-            self.unread = 1
-            self.problem(431, f"the header is over {MAX_HEADER_BYTES} bytes", close=True)
         finally:
             self.server.idle(self.connection)
 
@@ -222,21 +208,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def body_chunks(self, limit: int):
         """The body in pieces, none of them over 64 KiB; 413 over `limit`, before a byte of it is read where that can
         be known."""
-        too_large = HTTPProblem(413, f"the body is over {limit} bytes", close=True)
         if self.length is not None and self.length > limit:
-            raise too_large
+            raise HTTPProblem(413, f"the body is over {limit} bytes", close=True)
         if self._expects_continue and self.unread:
             self.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        try:
-            if self.length is None:
-                # Chunks of a few bytes each are as costly as ten times as many in one.
-                self._reader.expect(BODY_SECONDS, 2 * limit + MAX_HEADER_BYTES)
-                yield from http1.read_chunks(self.rfile, limit)
-            else:
-                self._reader.expect(BODY_SECONDS, self.length)
-                yield from http1.read_exactly(self.rfile, self.length)
-        except _TooLarge:
-            raise too_large from None
+        self._reader.expect(BODY_SECONDS)
+        if self.length is None:
+            yield from http1.read_chunks(self.rfile, limit)
+        else:
+            yield from http1.read_exactly(self.rfile, self.length)
         self.unread = 0
 
     def json_object(self, limit: int) -> dict:
@@ -369,6 +349,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         Who was let in a moment ago has FRESH_SECONDS to say what for; the next service could not hear it."""
         self.stopping.set()
         self.shutdown()
+        self.refusals.flush(0)
         with self._changed:
             self._changed.wait_for(lambda: _FRESH not in (state for _, state in self._connections.values()),
                                    FRESH_SECONDS)

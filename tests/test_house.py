@@ -14,7 +14,8 @@ SRC = CHECKOUT / "src"
 MODULES = {path.stem: path for path in SRC.glob("*.py")}
 PROGRAMS = {"notify_bot", "notify_runner", "notify_scripts", "notify_sandbox", "webapp_telegram"}
 # They know nothing of the rest of the house, but that JSON from outside is bounded.
-LEAVES = {"bounded_json", "jsonstore", "markdown", "contract", "service", "unixhttp", "telegram_api", "notify_scripts"}
+LEAVES = {"bounded_json", "jsonstore", "markdown", "contract", "service", "http1", "refusals", "telegram_api",
+          "notify_scripts"}
 SANDBOX = {name for name in MODULES if "sandbox" in name}
 SHELL = ("install.sh", "bin/notify-add-analyst", "tests/prepare.sh", ".ci/run")
 
