@@ -48,6 +48,14 @@ prepare_analyst() {
     cp tests/requirements-analyst.txt .venv-test/analyst/requirements.txt
 }
 
+# Clients of the send API that others write with; left out where there is no npm.
+prepare_node() {
+    command -v npm >/dev/null || return 0
+    cmp -s tests/node/package-lock.json tests/node/node_modules/stamp && return
+    (cd tests/node && npm ci --no-audit --no-fund --ignore-scripts --loglevel=error)
+    cp tests/node/package-lock.json tests/node/node_modules/stamp
+}
+
 install_from() {
     .venv-test/bin/python -m pip install --quiet --disable-pip-version-check --requirement "$@"
 }
@@ -67,6 +75,7 @@ if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
 fi
 require_commands
 prepare_venv
+prepare_node
 if [ "$(id -u)" -eq 0 ]; then
     prepare_analyst
 fi
