@@ -25,7 +25,8 @@ GO_FORM = ('--2d5a\r\nContent-Disposition: form-data; name="caption"\r\n\r\ngo\r
            'Content-Disposition: form-data; name="photo"; filename="{}"\r\n'
            'Content-Type: application/octet-stream\r\n\r\n')
 GO_HEAD = (b"POST /send_photo HTTP/1.1\r\nHost: localhost\r\nUser-Agent: Go-http-client/1.1\r\n"
-           b"Transfer-Encoding: chunked\r\nContent-Type: multipart/form-data; boundary=2d5a\r\nAccept-Encoding: gzip\r\n\r\n")
+           b"Transfer-Encoding: chunked\r\nContent-Type: multipart/form-data; boundary=2d5a\r\n"
+           b"Accept-Encoding: gzip\r\n\r\n")
 
 
 @pytest.fixture(scope="module")
