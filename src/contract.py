@@ -15,12 +15,15 @@ counts as left out, and fields of other names are ignored.
 
 from __future__ import annotations
 
-import json
 from collections import namedtuple
+
+import bounded_json
 
 DEFAULT_COOLDOWN = "1h"
 _UNIT_SECONDS = {"m": 60, "h": 3600, "d": 86400}
 _MAX_COOLDOWN_DIGITS = 5
+_MAX_BYTES = 1 << 20
+_MAX_ITEMS = 100_000
 
 Notification = namedtuple("Notification", "notify title message image_path cooldown data")
 Notification.__doc__ = """What a script said: `cooldown` in seconds; "" and {} where there is nothing."""
@@ -75,11 +78,9 @@ def _document(stdout: bytes) -> dict:
         raise ContractError("output", "is empty: print one JSON object")
     try:
         # Python's json.dumps writes NaN, which is not JSON; a missing figure should not stop an alert.
-        document = json.loads(stdout.decode("utf-8-sig"), parse_constant=lambda name: None)
+        document = bounded_json.loads(stdout, _MAX_BYTES, _MAX_ITEMS, parse_constant=lambda name: None)
     except UnicodeDecodeError as error:
         raise ContractError("output", f"is not UTF-8 at byte {error.start}") from None
-    except RecursionError:
-        raise ContractError("output", "is nested too deep") from None
     except ValueError as error:
         raise ContractError("output", f"is not one JSON object and nothing else: {error}") from None
     if not isinstance(document, dict):

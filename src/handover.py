@@ -17,6 +17,7 @@ from collections import namedtuple
 from contextlib import suppress
 from pathlib import Path
 
+import bounded_json
 import notify_scripts
 from jsonstore import CorruptStore, StoreError, sync_directory, write_atomic
 from notify_scripts import ScriptsError, unix_time
@@ -26,6 +27,8 @@ log = logging.getLogger("handover")
 MAX_PENDING = 200
 MAX_FAILURES = 2
 POST_SECONDS = 10
+MAX_ANSWER = 64 << 10
+MAX_ITEMS = 100
 LATE_SECONDS = 900
 _CHUNK = 64 << 10
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
@@ -218,8 +221,8 @@ class Handover:
 
 def _reason(status: int, answer: bytes) -> str:
     try:
-        return str(json.loads(answer)["error"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return str(bounded_json.loads(answer, MAX_ANSWER, MAX_ITEMS)["error"])
+    except (ValueError, KeyError, TypeError):
         return f"the bot answered with status {status}"
 
 

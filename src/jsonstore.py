@@ -23,9 +23,12 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import bounded_json
+
 LOCK_SECONDS = 5
 _LOOK_SECONDS = 0.005
-MAX_BYTES = 64 << 20  # 100,000 links are 20 MiB
+MAX_BYTES = 32 << 20  # 100,000 links are 20 MiB
+MAX_ITEMS = 2_000_000  # of 100,000 links, three times the fields that we write
 
 
 class StoreError(Exception):
@@ -196,11 +199,11 @@ class JsonStore:
 
     def _parse(self, data: bytes) -> dict:
         try:
-            document = json.loads(data)
+            document = bounded_json.loads(data, MAX_BYTES, MAX_ITEMS)
             if isinstance(document, dict):
                 return document
             reason = f"it holds a {type(document).__name__}, not an object"
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             reason = str(error) if data else "it is empty"
         kept = self._keep(data)
         raise CorruptStore(

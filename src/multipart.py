@@ -5,13 +5,16 @@ The form is mapped, not read: a picture of 50 MiB costs no memory of its own.
 
 from __future__ import annotations
 
-import email.message
-import email.parser
 import mmap
+import re
+from urllib.parse import unquote
 
 MAX_PARTS = 32
 MAX_PART_HEADER = 8 << 10
 COPY_BYTES = 1 << 20
+
+_PARAMETER = re.compile(r""";[ \t]*([!#$%&'*+.^_`|~0-9A-Za-z-]+)=(?:"((?:[^"\\]|\\.)*)"|([^;"\s]+))[ \t]*""")
+_ALL_QUOTED = re.compile("(?:[0-9A-Za-z_.~-]|%[0-9A-F]{2})+")
 
 
 class FormError(Exception):
@@ -27,9 +30,7 @@ def unpack(content_type: str, form, photo, max_text: int) -> tuple[dict, str | N
 
     `form` and `photo` are binary files. The text of all fields is at most `max_text` bytes.
     """
-    header = email.message.Message()
-    header["Content-Type"] = content_type
-    boundary = header.get_boundary()
+    boundary = _parameters(content_type).get("boundary")
     if not boundary or len(boundary) > 200 or not boundary.isascii():
         raise FormError("the Content-Type has no boundary")
     form.flush()
@@ -42,14 +43,15 @@ def unpack(content_type: str, form, photo, max_text: int) -> tuple[dict, str | N
 
 def _unpack(data, delimiter: bytes, photo, max_text: int) -> tuple[dict, str | None]:
     fields, photo_name = {}, None
-    for disposition, start, end in _parts(data, delimiter):
-        name = disposition.get_param("name", header="content-disposition")
-        if not isinstance(name, str):
+    for header, start, end in _parts(data, delimiter):
+        disposition = _disposition(header)
+        name = disposition.get("name")
+        if name is None:
             raise FormError("a part has no name")
+        if name in fields or name == "photo" and photo_name is not None:
+            raise FormError(f"{name[:80]} is there twice")
         if name == "photo":
-            photo_name = disposition.get_filename() or "photo"
-            photo.seek(0)
-            photo.truncate()
+            photo_name = _file_name(disposition)
             for position in range(start, end, COPY_BYTES):
                 photo.write(data[position:min(position + COPY_BYTES, end)])
             continue
@@ -64,7 +66,7 @@ def _unpack(data, delimiter: bytes, photo, max_text: int) -> tuple[dict, str | N
 
 
 def _parts(data, delimiter: bytes):
-    """Each part: its header, and where its content starts and ends."""
+    """Each part: the bytes of its header, and where its content starts and ends."""
     position = data.find(delimiter)
     if position != 0 and (position < 0 or data[position - 2:position] != b"\r\n"):
         raise FormError("the form does not begin with its boundary")
@@ -76,7 +78,42 @@ def _parts(data, delimiter: bytes):
         end = data.find(b"\r\n" + delimiter, header_end + 4)
         if header_end < 0 or end < 0:
             raise FormError("a part of the form has no end")
-        header = email.parser.BytesHeaderParser().parsebytes(data[position:header_end].lstrip() + b"\r\n\r\n")
-        yield header, header_end + 4, end
+        yield data[position:header_end], header_end + 4, end
         position = end + 2
     raise FormError(f"the form has over {MAX_PARTS} parts")
+
+
+def _disposition(header: bytes) -> dict[str, str]:
+    for line in header.decode("utf-8", "replace").split("\r\n"):
+        name, _, value = line.partition(":")
+        if name.lower() == "content-disposition":
+            return _parameters(value)
+    return {}
+
+
+def _parameters(value: str) -> dict[str, str]:
+    """The parameters of a header's value, the first of each name in lower case; what follows a defect is left out."""
+    found, position = {}, value.find(";")
+    while position >= 0 and (match := _PARAMETER.match(value, position)):
+        quoted = match[2]
+        # Only these two are escaped (RFC 9110, 5.6.4): a browser writes the backslash of a name as it is.
+        text = match[3] if quoted is None else re.sub(r'\\(["\\])', r"\1", quoted)
+        found.setdefault(match[1].lower(), text)
+        position = match.end()
+    return found
+
+
+def _file_name(disposition: dict[str, str]) -> str:
+    """The name of a file as its owner knows it; "photo" without one.
+
+    Clients differ: `filename*` (RFC 8187), all of it percent-encoded (aiohttp), or only quotes and line ends (HTML).
+    """
+    charset, _, extended = disposition.get("filename*", "").partition("'")
+    name = disposition.get("filename", "")
+    if charset.lower() == "utf-8":
+        name = unquote(extended.partition("'")[2])
+    elif _ALL_QUOTED.fullmatch(name):
+        name = unquote(name)
+    else:
+        name = re.sub("%(22|0D|0A)", lambda match: chr(int(match[1], 16)), name)
+    return name or "photo"

@@ -9,14 +9,13 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import bounded_json
+
 CONNECT_SECONDS = 10
 LIST_SECONDS = 20
 RUN_SECONDS = 90  # a script has 60, and its service has to start
-MAX_ANSWER_BYTES = 6 << 20  # 1 MiB of output, every byte of it escaped
-# A list has 1001 scripts at the most and a bracket for each. Of `[],` and `{},` alone it would take a hundred times
-# its size in memory.
-MAX_LIST_BYTES = 2 << 20
-MAX_LIST_BRACKETS = 20_000
+MAX_ANSWER_BYTES = 4 << 20  # 1 MiB of output, of which each byte becomes three at most where it is a legal JSON text
+MAX_ANSWER_ITEMS = 40_000  # a list has 1001 scripts at the most
 
 
 class ScriptsError(Exception):
@@ -82,30 +81,27 @@ def _exchange(connection: socket.socket, path: Path, request: dict, deadline: fl
         connection.settimeout(CONNECT_SECONDS)
         connection.connect(os.fspath(path))
         connection.sendall(json.dumps(request).encode() + b"\n")
-        is_list = request["do"] == "list"
-        data, rest = _line(connection, deadline, MAX_LIST_BYTES if is_list else MAX_ANSWER_BYTES)
-        if is_list and data.count(b"[") + data.count(b"{") > MAX_LIST_BRACKETS:
-            raise ValueError("the answer has too much in it")
-        answer = json.loads(data)
+        data, rest = _line(connection, deadline)
+        answer = bounded_json.loads(data, MAX_ANSWER_BYTES, MAX_ANSWER_ITEMS)
     except (FileNotFoundError, PermissionError, ConnectionRefusedError):
         raise ScriptsError("scripts cannot be reached from the chat: ask your administrator for "
                            "notify-add-analyst") from None
     except TimeoutError:
         raise ScriptsError("there was no answer in time") from None
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         raise ScriptsError("there was no answer; the journal of notify-scripts@ says why") from None
     if not isinstance(answer, dict):
         raise ScriptsError("the answer is not understood")
     return answer, rest
 
 
-def _line(connection: socket.socket, deadline: float, most: int) -> tuple[bytes, bytes]:
+def _line(connection: socket.socket, deadline: float) -> tuple[bytes, bytes]:
     """One line, and what has come behind it. The deadline is for all of it: whoever answers is not trusted to come
     to an end."""
     data = bytearray()
     while b"\n" not in data[-(1 << 16):] and (piece := _receive(connection, 1 << 16, deadline)):
         data += piece
-        if len(data) > most:
+        if len(data) > MAX_ANSWER_BYTES:
             raise ValueError("the answer is too long")
     line, _, rest = data.partition(b"\n")
     return bytes(line), bytes(rest)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import errno
 import grp
-import json
 import os
 import pwd
 import stat
 import tempfile
 from contextlib import suppress
 
+import bounded_json
 import linksapi
 import multipart
 import queueapi
@@ -24,7 +24,7 @@ from entries import CorruptEntry
 from notification import PARSE_MODES, photo_name
 from outbox import OutboxError
 from receipt import Outcome, Receipt
-from unixhttp import Handler, HTTPProblem
+from unixhttp import MAX_JSON_ITEMS, Handler, HTTPProblem
 
 MAX_JSON_BYTES = 1 << 20
 MAX_PHOTO_BYTES = 50 << 20
@@ -76,15 +76,14 @@ def _take_photo(handler: Handler) -> tuple:
             return *found, DEFAULT_WAIT_SECONDS
         with_room(context.links, context.delivery, account)
     try:
-        context.outbox.check_room(account, handler.unread)
+        context.outbox.check_room(account, handler.length or 0)
         with context.outbox.upload(account) as file:
-            if multipart.is_form(handler.headers.get("Content-Type", "")):
+            if multipart.is_form(handler.headers.get("content-type", "")):
                 fields, name = _form(handler, file)
             else:
                 fields = handler.json_object(MAX_JSON_BYTES)
                 name = _copy_photo(handler.peer, fields, file)
             user, message, options = _recipient(handler.peer, fields), _message(fields, "caption"), _options(fields)
-            del fields
             message["photo"], message["photo_size"] = _picture(file, name)
             file.flush()
             os.fsync(file.fileno())
@@ -137,7 +136,7 @@ def _found(context: Context, handler: Handler, user: str) -> tuple | None:
 
 def _key(handler: Handler, user: str) -> str | None:
     """A key is the caller's own, and for one recipient: two users may well both number their messages."""
-    key = handler.headers.get("Idempotency-Key")
+    key = handler.headers.get("idempotency-key")
     if key is not None and not 0 < len(key) <= MAX_KEY:
         raise HTTPProblem(400, f"Idempotency-Key must have 1 to {MAX_KEY} characters")
     return None if key is None else f"{handler.peer.uid}\0{user}\0{key}"
@@ -145,6 +144,7 @@ def _key(handler: Handler, user: str) -> str | None:
 
 def _tell(handler: Handler, entry_id: str, receipt: Receipt | None, wait: float) -> None:
     """Answer with what becomes of a message within `wait` seconds. Raises HTTPProblem where it failed."""
+    handler.release_body()
     outcome = receipt.wait(wait) if receipt else _settled(handler.server.context, entry_id)
     if outcome is None:
         handler.answer(202, {"ok": True, "queued": True, "id": entry_id})
@@ -213,7 +213,7 @@ def _form(handler: Handler, file) -> tuple[dict, str]:
             file.take(len(chunk))
             spool.write(chunk)
         try:
-            fields, name = multipart.unpack(handler.headers["Content-Type"], spool, file, MAX_JSON_BYTES)
+            fields, name = multipart.unpack(handler.headers["content-type"], spool, file, MAX_JSON_BYTES)
         except multipart.FormError as error:
             raise HTTPProblem(400, str(error)) from None
     if name is None:
@@ -221,8 +221,8 @@ def _form(handler: Handler, file) -> tuple[dict, str]:
     if file.tell() > MAX_PHOTO_BYTES:
         raise HTTPProblem(413, f"the photo is over {MAX_PHOTO_BYTES} bytes")
     for field in ("silent", "wait", "buttons"):
-        with suppress(ValueError, RecursionError, KeyError):
-            fields[field] = json.loads(fields[field])
+        with suppress(ValueError, KeyError):
+            fields[field] = bounded_json.loads(fields[field].encode(), MAX_JSON_BYTES, MAX_JSON_ITEMS)
     return fields, name
 
 
@@ -265,7 +265,7 @@ def _buttons(rows) -> list:
     """Rows of buttons that open a URL; callback data is the bot's own. A flat list is one button a row."""
     if not isinstance(rows, list):
         raise HTTPProblem(400, "buttons must be a list of rows of {text, url}")
-    rows = [row if isinstance(row, list) else [row] for row in rows]
+    rows = [row if isinstance(row, list) else [row] for row in rows if row != []]
     for button in [button for row in rows for button in row]:
         if not (isinstance(button, dict) and button.keys() == {"text", "url"} and _text(button, "text")
                 and (_text(button, "url") or "").startswith(("https://", "http://", "tg://"))):

@@ -20,12 +20,15 @@ import time
 import urllib.parse
 from contextlib import suppress
 
+import bounded_json
+
 CONNECT_SECONDS = 10
 ANSWER_SECONDS = 30  # without a byte
 CALL_SECONDS, FLOOR_BYTES = 60, 32 << 10  # the deadline of a call: so long, and a second more for so many bytes
 LONGEST_REST_SECONDS = 86400
 IDLE_SECONDS = 50
 MAX_ANSWER_BYTES = 16 << 20
+MAX_ANSWER_ITEMS = 500_000  # 100 updates, each with 100 entities, and as many in what it replies to, take 200,000
 
 
 class TelegramError(Exception):
@@ -72,8 +75,8 @@ class TelegramAPI:
 
     def call(self, method: str, params: dict | None = None, files: dict | None = None,
              timeout: float | None = None):
-        """The `result` of a Bot API method. `files` is `{parameter: (filename, bytes or open file)}`. Without a `timeout`
-        each byte is waited for ANSWER_SECONDS. The whole call has a deadline by its size, see `call_seconds`, and fails
+        """The `result` of a Bot API method. `files` is `{parameter: (filename, bytes or open file)}`. Without a
+        `timeout` each byte is waited for ANSWER_SECONDS. The whole call has a deadline by its size, see `call_seconds`, and fails
         at it, however steadily the bytes trickle.
 
         Raises OSError where a file cannot be read."""
@@ -245,8 +248,8 @@ def _reason(error: BaseException) -> str:
 
 def _result(status: int, headers, data: bytes):
     try:
-        answer = json.loads(data)
-    except (ValueError, RecursionError):
+        answer = bounded_json.loads(data, MAX_ANSWER_BYTES, MAX_ANSWER_ITEMS)
+    except ValueError:
         answer = None
     if not isinstance(answer, dict) or not isinstance(answer.get("ok"), bool):
         if status == 413:

@@ -22,15 +22,21 @@ import time
 from contextlib import suppress
 from http import HTTPStatus
 
+import bounded_json
+import http1
+from http1 import HTTPProblem
+from refusals import Refusals
+
 log = logging.getLogger("http")
 
 MAX_CONNECTIONS = 512
-MAX_CONNECTIONS_PER_USER = 256
-MAX_HEADER_BYTES = 64 << 10
-MAX_REQUEST_LINE = 8 << 10
+MAX_CONNECTIONS_PER_USER = 32
+FIRST_CONNECTIONS = 64  # the last of all, for users who have none, root and the service's own account
+ROOT_CONNECTIONS = 16  # the last of these, for root and the service's own account
 FREE_BODY_BYTES = 64 << 10
-MAX_BODIES_PER_USER = 4 << 20
-MAX_BODIES = 16 << 20
+MAX_BODIES_PER_USER = 2 << 20
+MAX_BODIES = 8 << 20
+MAX_JSON_ITEMS = 10_000
 HEADER_SECONDS = 10
 BODY_SECONDS = 60
 IDLE_SECONDS = 60
@@ -41,6 +47,9 @@ SO_PEERGROUPS = 59  # <asm-generic/socket.h>; the socket module has no name for 
 
 # JSON may take thirty times its size while it is an object, so few are parsed at a time.
 _PARSING = threading.Semaphore(2)
+_NO_ROOM_BODY = b'{"ok": false, "error": "too many connections are open"}\n'
+_NO_ROOM = (b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(_NO_ROOM_BODY) + _NO_ROOM_BODY)
 _FRESH, _SERVING, _IDLE = "fresh", "serving", "idle"
 
 
@@ -68,31 +77,15 @@ def _peer_groups(connection: socket.socket) -> tuple:
     return ()
 
 
-class HTTPProblem(Exception):
-    """An answer that is not a success: status, a sentence for the caller, and headers. The body is not read on."""
-
-    def __init__(self, status: int, message: str, headers: dict | None = None, close: bool = False):
-        super().__init__(message)
-        self.status = status
-        self.headers = headers or {}
-        self.close = close
-
-
-class _TooLarge(Exception):
-    pass
-
-
 class _Reader(io.RawIOBase):
-    """The bytes of a connection, until a deadline and up to a number of bytes."""
+    """The bytes of a connection, until a deadline."""
 
     def __init__(self, connection: socket.socket):
         self._connection = connection
         self._deadline = 0.0
-        self._budget = 0
 
-    def expect(self, seconds: float, size: int) -> None:
+    def expect(self, seconds: float) -> None:
         self._deadline = time.monotonic() + seconds
-        self._budget = size
 
     def readable(self) -> bool:
         return True
@@ -101,17 +94,14 @@ class _Reader(io.RawIOBase):
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError
-        if self._budget <= 0:
-            raise _TooLarge
         self._connection.settimeout(left)
-        count = self._connection.recv_into(buffer)
-        self._budget -= count
-        return count
+        return self._connection.recv_into(buffer)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     """One connection. A subclass has `routes`: `{path: {method: function(self)}}`, where a function answers
-    with `self.answer` or raises HTTPProblem, and reads its body with `self.body` or from `self.rfile`."""
+    with `self.answer` or raises HTTPProblem, and reads its body with `self.body` or `self.body_chunks`. HEAD is
+    answered where GET is. Names in `self.headers` are in lower case; `self.length` is None for a chunked body."""
 
     protocol_version = "HTTP/1.1"
     routes: dict = {}
@@ -128,9 +118,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Close so that a client still sending gets to read its answer: closing at once would reset it."""
         if not self.unread:
             return
-        with suppress(OSError, _TooLarge):
+        with suppress(OSError):
             self.connection.shutdown(socket.SHUT_WR)
-            self._reader.expect(LINGER_SECONDS, 256 << 20)
+            self._reader.expect(LINGER_SECONDS)
             while self._reader.readinto(bytearray(1 << 20)):
                 pass
 
@@ -142,117 +132,108 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.handle_one_request()
                 if self.close_connection or self.server.stopping.is_set():
                     break
-        except (OSError, _TooLarge) as error:
+        except OSError as error:
             log.debug("connection of uid %d ended: %r", self.peer.uid, error)
 
     def handle_one_request(self):
         self.close_connection = True  # until a whole request has been understood
-        self._reader.expect(IDLE_SECONDS, MAX_HEADER_BYTES)
+        self.unread, self.command = 0, None
+        self._reader.expect(IDLE_SECONDS)
+        # One empty line may come before a request (RFC 9112, 2.2).
+        blank = self.rfile.read(2) if self.rfile.peek(1)[:1] == b"\r" else b""
         if not self.rfile.peek(1):
             return
         self.server.busy(self.connection)
         try:
-            self._reader.expect(HEADER_SECONDS, MAX_HEADER_BYTES)
+            self._reader.expect(HEADER_SECONDS)
+            if blank not in (b"", b"\r\n"):
+                raise HTTPProblem(400, "a line does not end with CR and LF", close=True)
             self._serve()
+        except HTTPProblem as problem:
+            self.unread = self.unread or problem.close
+            self.problem(problem.status, str(problem), problem.headers, problem.close)
         except TimeoutError:
             self.problem(408, "the request did not arrive in time", close=True)
-        except _TooLarge:
-            self.unread = 1
-            self.problem(431, f"the header is over {MAX_HEADER_BYTES} bytes", close=True)
         finally:
             self.server.idle(self.connection)
 
     def _serve(self):
-        self.unread, self._expects_continue, self.command = 0, False, None
-        self.raw_requestline = self.rfile.readline(MAX_REQUEST_LINE + 1)
-        if len(self.raw_requestline) > MAX_REQUEST_LINE:
-            self.send_error(414)
-            return
-        if not self.raw_requestline or not self._parse():
-            return
+        head = http1.read_head(self.rfile)
+        self.command, self.path, self.request_version, self.headers, self.length = head
+        connection = {part.strip().lower() for part in self.headers.get("connection", "").split(",")}
+        self.close_connection = "close" in connection or (head.version == "HTTP/1.0" and "keep-alive" not in connection)
+        self.unread = 1 if head.length is None else head.length
         try:
-            self.unread = self._body_length()
+            self._check_head()
             self._route()(self)
-        except HTTPProblem as problem:
-            self.problem(problem.status, str(problem), problem.headers, problem.close)
         finally:
-            self.server.release(self.peer.uid, self._reserved)
-            self._reserved = 0
+            self.release_body()
 
-    def _parse(self) -> bool:
-        try:
-            return self.parse_request()
-        except ValueError:  # the parser of headers decodes some parameters at once, and cannot always
-            self.send_error(400, "a header cannot be decoded")
-            return False
+    def _check_head(self) -> None:
+        expected = self.headers.get("expect", "").lower()
+        if expected not in ("", "100-continue"):
+            raise HTTPProblem(417, "nothing but 100-continue can be expected here", close=True)
+        self._expects_continue = expected != "" and self.request_version != "HTTP/1.0"
+        if self.headers.get("content-encoding", "identity").lower() != "identity":
+            raise HTTPProblem(415, "send the body as it is, without a Content-Encoding",
+                              {"Accept-Encoding": "identity"}, close=True)
 
     def _route(self):
         path = self.path.partition("?")[0]
         methods = self.routes.get(path)
         if methods is None:
             raise HTTPProblem(404, f"there is no {path[:80]} here, only {', '.join(self.routes)}")
-        if self.command not in methods:
-            raise HTTPProblem(405, f"{path} takes {' and '.join(methods)}", {"Allow": ", ".join(methods)})
-        return methods[self.command]
+        method = "GET" if self.command == "HEAD" else self.command
+        if method not in methods:
+            allowed = [*methods, "HEAD"] if "GET" in methods else methods
+            raise HTTPProblem(405, f"{path} takes {' and '.join(allowed)}", {"Allow": ", ".join(allowed)})
+        return methods[method]
 
-    def _body_length(self) -> int:
-        """RFC 9112, section 6: one length, or none; anything doubtful ends the connection."""
-        lengths = self.headers.get_all("Content-Length", [])
-        if self.headers.get("Transfer-Encoding") is not None:
-            self.unread = 1
-            if lengths:
-                raise HTTPProblem(400, "Transfer-Encoding beside Content-Length", close=True)
-            raise HTTPProblem(411, "send a Content-Length; chunked bodies are not taken", close=True)
-        if not lengths:
-            if self.command in ("POST", "PUT", "PATCH"):
-                raise HTTPProblem(411, "a Content-Length is needed", close=True)
-            return 0
-        if len(lengths) > 1 or not (lengths[0].isascii() and lengths[0].isdigit()) or len(lengths[0]) > 18:
-            self.unread = 1
-            raise HTTPProblem(400, "the Content-Length is not a number", close=True)
-        return int(lengths[0])
+    def body(self, limit: int) -> bytearray:
+        """The whole body, in memory, which is bounded for each user and in all; 503 where there is no room.
 
-    def limit_body(self, limit: int) -> int:
-        """The length of the body; 413 over `limit`, before a byte of it is read."""
-        if self.unread > limit:
-            raise HTTPProblem(413, f"the body is over {limit} bytes", close=True)
-        return self.unread
+        The room is kept until `release_body`, or the answer."""
+        data = bytearray()
+        for piece in self.body_chunks(limit):
+            data += piece
+            if len(data) > FREE_BODY_BYTES and not self._reserved:
+                self._reserved = self.server.reserve(self.peer.uid, limit if self.length is None else self.length)
+        return data
 
-    def body(self, limit: int) -> bytes:
-        """The whole body, in memory, which is bounded for each user and in all; 503 where there is no room."""
-        length = self.limit_body(limit)
-        if length > FREE_BODY_BYTES:
-            self._reserved = self.server.reserve(self.peer.uid, length)
-        return b"".join(self.body_chunks(limit))
+    def release_body(self) -> None:
+        """Give the room of the body back: nothing refers to it, or to what was read from it, any more."""
+        self.server.release(self.peer.uid, self._reserved)
+        self._reserved = 0
 
     def body_chunks(self, limit: int):
-        """The body in pieces, none of them over 64 KiB."""
-        length = self.limit_body(limit)
-        if self._expects_continue:
+        """The body in pieces, none of them over 64 KiB; 413 over `limit`, before a byte of it is read where that can
+        be known."""
+        if self.length is not None and self.length > limit:
+            raise HTTPProblem(413, f"the body is over {limit} bytes", close=True)
+        if self._expects_continue and self.unread:
             self.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self._reader.expect(BODY_SECONDS, length)
-        while self.unread:
-            data = self.rfile.read1(min(self.unread, 1 << 16))
-            if not data:
-                raise ConnectionResetError("the body ended early")
-            self.unread -= len(data)
-            yield data
+        self._reader.expect(BODY_SECONDS)
+        if self.length is None:
+            yield from http1.read_chunks(self.rfile, limit)
+        else:
+            yield from http1.read_exactly(self.rfile, self.length)
+        self.unread = 0
 
     def json_object(self, limit: int) -> dict:
         """The JSON object that the body is; 400 where it is none."""
+        # What clients say by default, such as curl with --data, is let pass.
+        kind = self.headers.get("content-type", "").lower()
+        if kind.startswith(("multipart/", "image/")):
+            raise HTTPProblem(415, f"{self.path[:80]} takes JSON, not {kind.partition(';')[0][:80]}")
         data = self.body(limit)
         try:
             with _PARSING:
-                document = json.loads(data)
-        except (ValueError, RecursionError) as error:
+                document = bounded_json.loads(data, limit, MAX_JSON_ITEMS)
+        except ValueError as error:
             raise HTTPProblem(400, f"the body is not JSON: {error}") from None
         if not isinstance(document, dict):
             raise HTTPProblem(400, "the body is not a JSON object")
         return document
-
-    def handle_expect_100(self):
-        self._expects_continue = True  # said when the body is read, so not before a refusal
-        return True
 
     def answer(self, status: int, body: dict | bytes, headers: dict | None = None,
                content_type: str = "application/json"):
@@ -274,21 +255,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def problem(self, status: int, message: str, headers: dict | None = None, close: bool = False):
         if close:
             self.close_connection = True
-        # Who is told to come back later does, and may do so many times a second.
-        level = logging.DEBUG if status == 429 else logging.INFO
-        log.log(level, "refused uid %d: %d %s", self.peer.uid, status, message)
+        self.server.refusals.note(self.peer.uid, f"{status} {message}")
         self.answer(status, {"ok": False, "error": message}, headers)
-
-    def send_error(self, code, message=None, explain=None):
-        """What http.server itself finds wrong in a request line or a header."""
-        self.unread = 1
-        self.problem(code, message or HTTPStatus(code).phrase, close=True)
-
-    def address_string(self):
-        return f"uid {self.peer.uid}"
-
-    def log_message(self, format, *arguments):
-        log.debug("%s: " + format, self.address_string(), *arguments)
 
 
 class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
@@ -301,6 +269,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     block_on_close = False
     max_connections = MAX_CONNECTIONS
     max_connections_per_user = MAX_CONNECTIONS_PER_USER
+    first_connections, root_connections = FIRST_CONNECTIONS, ROOT_CONNECTIONS
 
     def __init__(self, listener: socket.socket, handler: type, context):
         socketserver.BaseServer.__init__(self, listener.getsockname(), handler)
@@ -309,25 +278,34 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self.stopping = threading.Event()
         self.beat = time.monotonic()
         self._changed = threading.Condition()
+        self.refusals = Refusals()
         self._bodies: dict[int, int] = {}
         self._connections: dict[socket.socket, list] = {}  # [uid, state]
 
     def service_actions(self):
         self.beat = time.monotonic()
+        self.refusals.flush()
 
     def verify_request(self, request, client_address):
         uid = Peer(request).uid
         with self._changed:
             of_user = sum(1 for owner, _ in self._connections.values() if owner == uid)
-            if of_user < self.max_connections_per_user and len(self._connections) < self.max_connections:
+            if self._has_room(uid, of_user):
                 self._connections[request] = [uid, _FRESH]
                 return True
-        log.warning("refused uid %d: %d connections are open", uid, of_user)
+        self.refusals.note(uid, f"503 {of_user} connections are open")
         with suppress(OSError):
             request.settimeout(0)
-            request.sendall(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n"
-                            b"Content-Length: 0\r\nConnection: close\r\n\r\n")
+            request.sendall(_NO_ROOM)
         return False
+
+    def _has_room(self, uid: int, of_user: int) -> bool:
+        left = self.max_connections - len(self._connections)
+        if uid in (0, os.geteuid()):
+            return left > 0
+        if not of_user:
+            return left > self.root_connections
+        return of_user < self.max_connections_per_user and left > self.first_connections
 
     def reserve(self, uid: int, size: int) -> int:
         """Room for a body of `size` bytes until its request is answered; raises HTTPProblem where there is none."""
@@ -371,6 +349,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         Who was let in a moment ago has FRESH_SECONDS to say what for; the next service could not hear it."""
         self.stopping.set()
         self.shutdown()
+        self.refusals.flush(0)
         with self._changed:
             self._changed.wait_for(lambda: _FRESH not in (state for _, state in self._connections.values()),
                                    FRESH_SECONDS)

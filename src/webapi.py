@@ -163,6 +163,7 @@ class WebServer(Server):
     """A page makes one connection at a time, and beside these there must be threads for the send API."""
 
     max_connections = max_connections_per_user = 64
+    first_connections = root_connections = 0
 
 
 def _user(fields: dict) -> str:

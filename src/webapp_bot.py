@@ -11,7 +11,10 @@ import os
 import socket
 import time
 
+import bounded_json
+
 MAX_ANSWER = 1 << 20
+MAX_ITEMS = 40_000
 
 
 class BotUnavailable(Exception):
@@ -25,7 +28,7 @@ def ask(socket_path: os.PathLike, path: str, body: dict, seconds: float) -> tupl
             f"Content-Length: {len(data)}\r\n\r\n")
     try:
         return _parse(_exchange(os.fspath(socket_path), head.encode() + data, time.monotonic() + seconds))
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise BotUnavailable(f"{socket_path}: {error}") from error
 
 
@@ -52,7 +55,7 @@ def _parse(answer: bytes) -> tuple[int, dict, dict]:
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     if not status_line.startswith("HTTP/1.") or str(len(data)) != headers.get("content-length"):
         raise ValueError("the answer is not whole")
-    document = json.loads(data)
+    document = bounded_json.loads(data, MAX_ANSWER, MAX_ITEMS)
     if not isinstance(document, dict):
         raise ValueError("the answer is no JSON object")
     return int(status_line.split()[1]), headers, document

@@ -5,13 +5,15 @@ Sources: RFC 3875 (CGI), PEP 3333 (WSGI), Fetch Metadata (Sec-Fetch-Site), RFC 6
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
 from urllib.parse import parse_qs
 
+import bounded_json
+
 MAX_BODY = 4096
+MAX_ITEMS = 100
 MAX_DROPPED = 1 << 20
 
 
@@ -97,8 +99,8 @@ class Request:
         self._require_type("application/json")
         data = self._body()
         try:
-            document = json.loads(data or b"{}")
-        except (ValueError, RecursionError):
+            document = bounded_json.loads(data or b"{}", MAX_BODY, MAX_ITEMS)
+        except ValueError:
             raise Problem(400, "The body is not JSON.") from None
         if not isinstance(document, dict):
             raise Problem(400, "The body is not a JSON object.")

@@ -62,6 +62,14 @@ prepare_analyst() {
     cp tests/requirements-analyst.txt .venv-test/analyst/requirements.txt
 }
 
+# Clients of the send API that others write with; left out where there is no npm.
+prepare_node() {
+    command -v npm >/dev/null || return 0
+    cmp -s tests/node/package-lock.json tests/node/node_modules/stamp && return
+    (cd tests/node && npm ci --no-audit --no-fund --ignore-scripts --loglevel=error)
+    cp tests/node/package-lock.json tests/node/node_modules/stamp
+}
+
 # Every package is pinned, so nothing is resolved. Warnings would hide the lines that matter; errors are shown.
 install_from() {
     .venv-test/bin/python -m pip install --quiet --quiet --disable-pip-version-check --requirement "$@" ||
@@ -74,6 +82,7 @@ fi
 missing=$(missing_packages)
 [ -z "$missing" ] || echo "make test: not everything is here; on Debian, as root: apt-get install$missing" >&2
 prepare_venv
+prepare_node
 if [ "$(id -u)" -eq 0 ]; then
     prepare_analyst
 fi

@@ -13,8 +13,9 @@ from machine import CHECKOUT
 SRC = CHECKOUT / "src"
 MODULES = {path.stem: path for path in SRC.glob("*.py")}
 PROGRAMS = {"notify_bot", "notify_runner", "notify_scripts", "notify_sandbox", "webapp_telegram"}
-# They know nothing of the rest of the house.
-LEAVES = {"jsonstore", "markdown", "contract", "service", "unixhttp", "telegram_api", "notify_scripts"}
+# They know nothing of the rest of the house, but that JSON from outside is bounded.
+LEAVES = {"bounded_json", "jsonstore", "markdown", "contract", "service", "http1", "refusals", "telegram_api",
+          "notify_scripts"}
 SANDBOX = {name for name in MODULES if "sandbox" in name}
 SHELL = ("install.sh", "bin/notify-add-analyst", "tests/prepare.sh", ".ci/run")
 
@@ -41,7 +42,7 @@ def test_imports_run_one_way():
 
 @pytest.mark.parametrize("name", sorted(LEAVES))
 def test_leaf_imports_nothing_of_ours(name):
-    assert ours(name) == set()
+    assert ours(name) <= {"bounded_json"}
 
 
 def test_rooms_are_entered_through_their_doors():

@@ -41,7 +41,7 @@ def surround(result, bot, slow):
     until(lambda: threads(bot) < 60, 30, "the threads of the slow ones have ended")
     slow = [bot.connect() for _ in range(SLOW_CLIENTS)]
     for connection in slow:
-        connection.sendall(b"POST /send HTTP/1.1\r\nContent-Length: 100\r\n\r\n{")
+        connection.sendall(b"POST /send HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
     until(lambda: threads(bot) > SLOW_CLIENTS, 30, "the slow ones are being served")
     result.figures["slow_clients"] = SLOW_CLIENTS
     return slow

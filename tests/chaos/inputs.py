@@ -25,12 +25,13 @@ TOKENS = (b"\r\n", b"\0", b"\xff\xfe", b"Content-Length: 5\r\n", b"Transfer-Enco
 FORM = (b'--b\r\nContent-Disposition: form-data; name="caption"\r\n\r\nhello\r\n--b\r\n'
         b'Content-Disposition: form-data; name="photo"; filename="a.png"\r\n\r\n%s\r\n--b--\r\n' % png(4, 4))
 CORPUS = (
-    b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /metrics HTTP/1.1\r\n\r\n", b"GET /queue HTTP/1.1\r\n\r\n",
-    b'POST /send HTTP/1.1\r\nContent-Length: 26\r\n\r\n{"text": "m", "wait": 0.0}',
-    b'POST /send HTTP/1.1\r\nExpect: 100-continue\r\nIdempotency-Key: k\r\nContent-Length: 23\r\n\r\n'
+    b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET /queue HTTP/1.1\r\nHost: x\r\n\r\n",
+    b'POST /send HTTP/1.1\r\nHost: x\r\nContent-Length: 26\r\n\r\n{"text": "m", "wait": 0.0}',
+    b'POST /send HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nIdempotency-Key: k\r\nContent-Length: 23\r\n\r\n'
     b'{"text": "m", "wait":0}',
-    b"POST /send_photo HTTP/1.1\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: %d\r\n\r\n%s"
-    % (len(FORM), FORM))
+    b"POST /send_photo HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    b"Content-Length: %d\r\n\r\n%s" % (len(FORM), FORM))
 PATHS = (*[b"/send"] * 5, b"/send_photo", b"/queue", b"/queue/retry", b"/queue/drop")
 REFUSALS = (
     (400, "Bad Request: x", {}), (400, "Bad Request: can't parse entities", {}), (409, "Conflict", {}),
@@ -128,11 +129,11 @@ def requests(draw, users):
     if kind == 0:
         return draw(mangled(draw(st.sampled_from(CORPUS))))
     if kind == 1:
-        body = draw(mangled(FORM))
-        return b"POST /send_photo HTTP/1.1\r\nContent-Type: multipart/form-data; boundary=b\r\n" + _body(body)
+        return (b"POST /send_photo HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+                + _body(draw(mangled(FORM))))
     body = draw(files({"user": draw(st.sampled_from(users)), "text": "m", "wait": 0, "title": "t", "silent": True,
                        "parse_mode": "HTML", "buttons": [[{"text": "a", "url": "https://x.org"}]]}))
-    return b"POST %s HTTP/1.1\r\n" % draw(st.sampled_from(PATHS)) + _body(body)
+    return b"POST %s HTTP/1.1\r\nHost: x\r\n" % draw(st.sampled_from(PATHS)) + _body(body)
 
 
 def _body(body):
