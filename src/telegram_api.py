@@ -76,8 +76,8 @@ class TelegramAPI:
     def call(self, method: str, params: dict | None = None, files: dict | None = None,
              timeout: float | None = None):
         """The `result` of a Bot API method. `files` is `{parameter: (filename, bytes or open file)}`. Without a
-        `timeout` each byte is waited for ANSWER_SECONDS. The whole call has a deadline by its size, see `call_seconds`, and fails
-        at it, however steadily the bytes trickle.
+        `timeout` each byte is waited for ANSWER_SECONDS. The whole call has a deadline by its size, see `call_seconds`,
+        and fails at it, however steadily the bytes trickle.
 
         Raises OSError where a file cannot be read."""
         if files:
