@@ -1,6 +1,7 @@
 """Messages that were sent: one line each in the file of the day (UTC) on which it was delivered.
 
-    sent/2026-11-24.jsonl   {"id", "accepted_at", "user", "chat_id", "script", "title", "delivered_at", "message_ids"}
+    sent/2026-11-24.jsonl   {"id", "accepted_at", "user", "uid", "chat_id", "script", "title", "delivered_at",
+                             "message_ids"}
 
 A line has no text and no picture. It is appended in one write(2), and durable after the next `sync`, which the service
 calls every second: a power cut repeats what was delivered since, and no more. An index in memory has the ID and the
@@ -75,7 +76,7 @@ class History:
         """Write down that a message was sent: nothing was written where it raises OSError."""
         now = time.time()
         fields = {"id": entry["id"], "accepted_at": entry["accepted_at"], "user": entry["user"],
-                  "chat_id": entry["chat_id"], "script": shown(entry.get("script")),
+                  "uid": entry.get("uid"), "chat_id": entry["chat_id"], "script": shown(entry.get("script")),
                   "title": shown(entry["message"].get("title")), "delivered_at": round(now, 3),
                   "message_ids": message_ids}
         line = json.dumps(fields, separators=(",", ":")).encode() + b"\n"
@@ -100,11 +101,11 @@ class History:
         finally:
             os.close(descriptor)
 
-    def newest(self, user: str, count: int) -> list[dict]:
-        """The lines of the newest messages to a user, newest first, of the last MAX_READ_BYTES."""
+    def newest(self, user: str, uid: int | None, count: int) -> list[dict]:
+        """The lines of the newest messages to a user, newest first, of the last MAX_READ_BYTES; see `is_of`."""
         wanted, found = b',"user":%b,' % json.dumps(user).encode(), []
         for line in self._backwards():
-            if wanted in line and (fields := _parse(line)) and fields.get("user") == user:
+            if wanted in line and (fields := _parse(line)) and fields.get("user") == user and is_of(fields, uid):
                 found.append(fields)
                 if len(found) == count:
                     break
@@ -202,6 +203,11 @@ class _Index:
         if bucket is None:
             bucket = self._buckets[number >> 54] = array("Q"), array("I")
         return number, *bucket
+
+
+def is_of(entry: dict, uid: int | None) -> bool:
+    """Whether a message was for the account with this uid, and not for an earlier one of its name."""
+    return uid is None or entry.get("uid") in (uid, None)
 
 
 def shown(value) -> str:

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from accounts import Accounts, NoRoom, Upload
 from entries import CorruptEntry, Names, encode, open_own, read_entry
-from history import KEY_SECONDS, History, shown
+from history import KEY_SECONDS, History, is_of, shown
 from jsonstore import write_atomic
 
 log = logging.getLogger("outbox")
@@ -300,16 +300,17 @@ class Outbox:
     def failed_ids(self) -> list[str]:
         return [entry_id for entry_id, kept in self._accounts.all() if kept.failed]
 
-    def newest(self, user: str) -> list[dict]:
-        """The SHOWN newest notifications of a user, newest first: `at` (unix seconds), `title`, `script`, `state`
+    def newest(self, user: str, uid: int | None) -> list[dict]:
+        """The SHOWN newest notifications of an account, newest first: `at` (unix seconds), `title`, `script`, `state`
         (delivered, queued, failed), `reason`. Raises OSError."""
-        notices = [_notice(line, line.get("title"), "delivered") for line in self._history.newest(user, SHOWN)]
+        notices = [_notice(line, line.get("title"), "delivered") for line in self._history.newest(user, uid, SHOWN)]
         for entry_id in self._accounts.newest(user, SHOWN):
             with suppress(CorruptEntry):
                 kept = self._accounts.get(entry_id)
                 if kept:
                     entry = self._read_kept(entry_id, kept.failed)
-                    notices.append(_notice(entry, entry["message"].get("title"), "failed" if kept.failed else "queued"))
+                    state = "failed" if kept.failed else "queued"
+                    notices += [_notice(entry, entry["message"].get("title"), state)] if is_of(entry, uid) else []
         return sorted(notices, key=lambda notice: -notice["at"])[:SHOWN]
 
     def requeue(self, entry_id: str) -> dict:

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from links import Link
+from links import Link, uid_of
 from notification import photo_name
 
 SAMPLE_TITLE = "Sample notification"
@@ -31,7 +31,8 @@ class Replies:
         notifications. Raises OutboxError, and OSError where the picture cannot be written.
         """
         message = {"title": title, "text": text, "parse_mode": parse_mode, "buttons": list(buttons)}
-        fields = {"chat_id": chat_id, "reply": reply, "user": user, "script": script, "message": message}
+        fields = {"chat_id": chat_id, "reply": reply, "user": user, "uid": uid_of(user) if user else None,
+                  "script": script, "message": message}
         with self._outbox.claim(key) as (entry_id, found):
             if found is not None:
                 return None

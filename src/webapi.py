@@ -26,6 +26,7 @@ from unixhttp import Handler, HTTPProblem, Server
 log = logging.getLogger("webapi")
 
 MAX_REQUEST_BYTES = 4096
+MAX_CONNECTIONS = 64
 # Some web servers run eight programs at once, so nobody may hold up many of them.
 MAX_LISTINGS_PER_USER = 2
 MAX_TESTS_PER_USER = 1
@@ -66,7 +67,7 @@ def post_card(handler: Handler) -> None:
     except ScriptsError as error:
         scripts_error = f"Your scripts cannot be listed: {error}."
     try:
-        notifications = context.outbox.newest(user)
+        notifications = context.outbox.newest(user, uid_of(user))
     except OSError as error:
         raise unavailable(f"the outbox cannot be read: {error.strerror}") from error
     _answer(handler, 200, bot=context.chat.username or None, health=context.service.health()[1].get("error"),
@@ -162,7 +163,7 @@ class WebHandler(Handler):
 class WebServer(Server):
     """A page makes one connection at a time, and beside these there must be threads for the send API."""
 
-    max_connections = max_connections_per_user = 64
+    max_connections = max_connections_per_user = MAX_CONNECTIONS
     first_connections = root_connections = 0
 
 

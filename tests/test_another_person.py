@@ -9,6 +9,7 @@ import pytest
 
 from live import ME, PYTHON, SRC, Bot, until
 from test_chat import ask, chat_id, telegram  # noqa: F401 (fixtures)
+from unixhttp import request as ask_web
 
 AWAY = "directory"  # no account of this machine: as with one whose directory is away
 
@@ -63,7 +64,7 @@ def test_what_waits_for_one_person_is_not_delivered_to_the_next(bot, telegram, c
     assert bot.send("of the one before", wait=0).status_code == 202
     bot.stop()
     # As after the account was deleted, made again with this uid, and linked anew.
-    (entry,) = (bot.data / "outbox/queue").glob("*.json")
+    (entry,) = (bot.state / "outbox/queue").glob("*.json")
     entry.write_text(json.dumps(json.loads(entry.read_text()) | {"uid": os.getuid() + 1}))
     write(bot, **{ME: {"chat_id": chat_id + 1, "uid": os.getuid()}})
     telegram.person(chat_id + 1)
@@ -130,3 +131,18 @@ def test_links_are_the_administrators(bot):
                                f"http://localhost{place}"], capture_output=True, text=True, timeout=30,
                               user=pwd.getpwnam("nobody").pw_uid)
         assert "the links are the administrator's" in done.stdout
+
+
+def test_the_page_shows_a_person_nothing_of_an_earlier_one(bot, telegram, chat_id):  # noqa: F811
+    ask(telegram, chat_id, "/start")
+    write(bot, **{ME: {"chat_id": chat_id, "uid": os.getuid()}})
+    assert bot.send("mine", title="mine", wait=10).status_code == 200
+    bot.stop()
+    sent, = (bot.state / "outbox/sent").iterdir()
+    line = json.loads(sent.read_text().splitlines()[-1])
+    other = line | {"id": "ab" * 10, "uid": os.getuid() + 1, "title": "an earlier person's"}
+    sent.write_text(json.dumps(other, separators=(",", ":")) + "\n" + json.dumps(line, separators=(",", ":")) + "\n")
+    bot.environment["NOTIFY_WEB_SOCKET"] = str(bot.folder / "web.sock")
+    bot.start()
+    answer = ask_web(bot.folder / "web.sock", "POST", "/card", json.dumps({"user": ME}).encode())[2]
+    assert [notice["title"] for notice in json.loads(answer)["notifications"]] == ["mine"]

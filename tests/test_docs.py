@@ -144,6 +144,21 @@ def test_the_table_of_modules_is_the_code():
         assert shown == _imports(SOURCES[name]), name
 
 
+def test_bounds_are_set_where_the_table_says():
+    section = text_of("docs/telegram_bot.md").partition("## Bounds")[2].partition("\n## ")[0]
+    rows = [line.rstrip("|").rpartition("|")[2] for line in section.splitlines() if line.startswith("| ")][2:]
+    named = 0
+    for row in rows:
+        module = ""
+        for name in re.findall("`([^`]+)`", row):
+            module, _, constant = name.rpartition(".") if "." in name else (module, "", name)
+            if constant.startswith("NOTIFY_"):
+                continue
+            assert re.search(rf"^(\w+, )*{constant}(, \w+)* = ", SOURCES[f"{module}.py"], re.M), name
+            named += 1
+    assert named >= 40
+
+
 def test_the_readme_is_one_screen_with_a_picture():
     assert len(text_of("README.md").splitlines()) <= 60
     picture = CHECKOUT / "docs" / "chat.png"

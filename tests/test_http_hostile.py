@@ -259,7 +259,7 @@ def test_rows_of_buttons_are_bounded_as_buttons_are(bot, row):
     answer = bot.post("/send", data=text)
     if row == []:
         assert answer.status_code == 202
-        (entry,) = (bot.data / "outbox" / "queue").glob(f"{answer.json()['id']}.json")
+        (entry,) = (bot.state / "outbox" / "queue").glob(f"{answer.json()['id']}.json")
         assert entry.stat().st_size < 1000
     else:
         assert answer.status_code == 400 and "buttons" in answer.json()["error"]

@@ -298,7 +298,7 @@ def test_no_account_is_made_by_mistake(machine):
     assert done.stderr == "notify-add-analyst: there is no account alcie; --create makes one\n"
     after = snapshot(machine)
     assert {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)} <= {
-        "/data/notifications/bot.log", "/data/notifications/polling.json"}
+        "/data/notifications/bot.log", "/data/notify-bot/polling.json"}
 
 
 @pytest.mark.parametrize(("user", "create"), [("hugo", ["--create"]), ("ivan", []), ("jack", [])])

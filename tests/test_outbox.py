@@ -235,7 +235,7 @@ def test_half_a_line_is_cut_off_and_a_damaged_one_skipped(tmp_path, caplog):
     assert [history.has(entry_id, time.time()) for entry_id in ("aa", "bb", "cc")] == [True, False, True]
     assert [record.getMessage() for record in caplog.records] == [f"{path}: 1 damaged lines are skipped"]
     history.append(line("dd"), [2])
-    assert [fields["id"] for fields in history.newest("jana", 9)] == ["dd", "cc", "aa"]
+    assert [fields["id"] for fields in history.newest("jana", None, 9)] == ["dd", "cc", "aa"]
     assert path.read_bytes().endswith(b"\n") and lines[1][:30] not in path.read_bytes()
     history.close()
 
@@ -245,7 +245,7 @@ def test_a_key_holds_for_a_day_and_lists_and_files_for_theirs(tmp_path):
     history.append(line("aa", when=now - 86_000, script="s" * 1000), [1])
     history.append(line("bb", user="é"), [])
     assert history.has("aa", now) and not history.has("aa", now + 1000)
-    assert history.newest("jana", 9)[0]["script"] == "s" * 200 and len(history.newest("é", 9)) == 1
+    assert history.newest("jana", None, 9)[0]["script"] == "s" * 200 and len(history.newest("é", None, 9)) == 1
     history.expire(now + 1000, 3)
     assert not history.has("aa", now) and history.has("bb", now)
     old = tmp_path / time.strftime("%Y-%m-%d.jsonl", time.gmtime(now - 4 * 86_400))

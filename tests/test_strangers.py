@@ -80,7 +80,7 @@ def test_hundreds_of_strangers_keep_nobody_waiting_and_leave_nothing_on_the_disk
 
     def look():
         while not stop.wait(0.01):
-            path = bot.data / "polling.json"
+            path = bot.state / "polling.json"
             if path.exists():
                 worst.append(len(json.loads(path.read_text()).get("pending", {})))
     watcher = threading.Thread(target=look)
@@ -92,7 +92,7 @@ def test_hundreds_of_strangers_keep_nobody_waiting_and_leave_nothing_on_the_disk
         assert time.monotonic() - started < 2
         until(lambda: "chats that are linked to nobody were left unanswered" in bot.log)
         until(lambda: bot.get("/health").json()["queued"] == 0 and not json.loads(
-            (bot.data / "polling.json").read_text())["pending"], 60)
+            (bot.state / "polling.json").read_text())["pending"], 60)
     finally:
         stop.set()
         watcher.join()
