@@ -322,7 +322,7 @@ class Demo:
 
     def _redeem(self, code: str) -> None:
         from links import Links
-        Links(self.folder / "data").redeem(code, self.user)
+        Links(self.folder / "data").redeem(code, self.user, os.getuid())
         self._screen.step(f"the dashboard would take the code now: it links the chat to {self.user}")
 
 

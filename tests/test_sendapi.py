@@ -400,7 +400,7 @@ def test_a_disk_that_is_nearly_full_takes_no_more_and_delivers_what_waits(tmp_pa
 def begin_upload(bot, size, fields=b"", **headers):
     """A connection on which all of a form has been sent but its end."""
     body = b'--b\r\nContent-Disposition: form-data; name="photo"; filename="a.png"\r\n\r\n' + png()
-    lines = [b"POST /send_photo HTTP/1.1", b"Content-Type: multipart/form-data; boundary=b",
+    lines = [b"POST /send_photo HTTP/1.1", b"Host: x", b"Content-Type: multipart/form-data; boundary=b",
              b"Content-Length: %d" % size, *(f"{name}: {value}".encode() for name, value in headers.items())]
     connection = bot.connect()
     connection.sendall(b"\r\n".join(lines) + b"\r\n\r\n" + body)

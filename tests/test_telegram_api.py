@@ -111,11 +111,12 @@ def test_a_call_that_trickles_fails_alone_at_its_deadline(tmp_path, monkeypatch,
     picture = tmp_path / "a.png"
     picture.write_bytes(b"x" * size)
 
-    with Server(lambda connection: serve(connection, b"HTTP/1.1 200 OK\r\n" * 100, 0.05)) as server:
+    with (Server(lambda connection: serve(connection, b"HTTP/1.1 200 OK\r\n" * 100, 0.05)) as server,
+          open(picture, "rb") as file):
         api = TelegramAPI("1:x", server.url)
         started = time.monotonic()
         with pytest.raises(TelegramUnreachable) as raised:
-            api.call("sendPhoto", {"chat_id": 1}, {"photo": ("a.png", picture)})
+            api.call("sendPhoto", {"chat_id": 1}, {"photo": ("a.png", file)})
         assert raised.value.unknown
         assert 1 <= time.monotonic() - started < 4
         api.close()

@@ -80,7 +80,7 @@ def install(host, seed):
     for name, program in programs.items():
         host.write(f"/etc/systemd/system/{name}.service", UNIT.format(program=f"{PROJECT}/tests/chaos/{program}"))
     host.write("/etc/systemd/system/telegram.service.d/queued.conf", QUEUED)
-    links = {user: {"chat_id": FIRST_CHAT + number, "linked_at": ""} for number, user in enumerate(USERS)}
+    links = {user: {"chat_id": FIRST_CHAT + number, "linked_at": "", "uid": 4711} for number, user in enumerate(USERS)}
     host.write("/data/notifications/telegram_users.json", json.dumps(links), 0o660)
     host.run("chown", "deploy:data-ops", "/data/notifications/telegram_users.json")
     host.run("systemctl", "daemon-reload")
