@@ -143,7 +143,7 @@ class Outbox:
 
     def identify(self, key: str) -> str:
         """The ID for a key that has never been used."""
-        return hashlib.sha256(key.encode()).hexdigest()[:20]
+        return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:20]
 
     def find(self, entry_id: str) -> str | None:
         """`queued`, `failed` or `sent`, for what was accepted within a day under this ID; else None."""

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from links import Link, uid_of
-from notification import photo_name
+from notification import photo_name, whole
 
 SAMPLE_TITLE = "Sample notification"
 
@@ -30,7 +30,7 @@ class Replies:
         `picture` is a binary file; `user` is whose desktop is to show the message too. A reply goes ahead of
         notifications. Raises OutboxError, and OSError where the picture cannot be written.
         """
-        message = {"title": title, "text": text, "parse_mode": parse_mode, "buttons": list(buttons)}
+        message = {"title": whole(title), "text": whole(text), "parse_mode": parse_mode, "buttons": list(buttons)}
         fields = {"chat_id": chat_id, "reply": reply, "user": user, "uid": uid_of(user) if user else None,
                   "script": script, "message": message}
         with self._outbox.claim(key) as (entry_id, found):

@@ -83,7 +83,7 @@ class Runs:
                 if answer.get("ok") is not True and answer.get("stderr"):
                     tell(f"{answer.get('error')}\n\n{answer['stderr']}", parse_mode="")
                     return
-                found = parse_output(str(checked(answer).get("output", "")).encode())
+                found = parse_output(str(checked(answer).get("output", "")).encode("utf-8", "surrogatepass"))
                 if not found.notify:
                     tell(f"{shown} ran and has nothing to report.")
                     return

@@ -117,6 +117,14 @@ def test_a_link_is_welcomed_once_even_over_a_restart(bot, telegram, chat_id):
     assert len([text for text in telegram.texts(chat_id) if "now linked" in text]) == 1
 
 
+def test_a_link_with_half_a_character_in_its_name_ends_no_thread(bot, telegram, chat_id):
+    ask(telegram, chat_id, "/help")
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    (bot.data / "telegram_users.json").write_text(json.dumps(
+        {"a\ud83d": {"chat_id": 5, "linked_at": now, "uid": 5}, "alice": {"chat_id": chat_id, "linked_at": now, "uid": 4711}}))
+    until(lambda: any("now linked" in text for text in telegram.texts(chat_id)))
+
+
 def test_a_new_code_voids_the_older_one(bot, telegram, chat_id):
     old, new = (code_in(ask(telegram, chat_id, "/start")[0]) for _ in range(2))
     store = links.Links(bot.data)
