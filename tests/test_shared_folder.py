@@ -106,7 +106,8 @@ def test_a_lock_that_is_held_is_named_and_stops_nobody(shared):
         host.control("POST", "chats", {"id": 1999, "first_name": "Stranger"})
         host.control("POST", "messages", {"chat_id": 1999, "text": "/start"})
         until(lambda: f"is locked for over 5 s by process {pid}" in host.output(
-            "journalctl", "-u", "notify-bot.service", f"--since={since}", "-o", "cat"), 20, "the journal names the holder")
+            "journalctl", "-u", "notify-bot.service", f"--since={since}", "-o", "cat"), 20,
+              "the journal names the holder")
         until(lambda: "cannot read its own files now" in str(host.control("GET", "messages?chat_id=1999")), 20,
               "the stranger is answered all the same")
         assert host.send("root", "meanwhile", user="alice", wait=10)[0] == 200
