@@ -9,6 +9,7 @@ from pathlib import Path
 from links import Link, uid_of
 from notification import photo_name, whole
 
+MAX_WAITING_PER_CHAT = 20
 SAMPLE_TITLE = "Sample notification"
 
 
@@ -17,6 +18,10 @@ class Replies:
 
     def __init__(self, outbox, delivery):
         self._outbox, self._delivery = outbox, delivery
+
+    def are_full(self, chat_id: int) -> bool:
+        """Whether so many replies wait for a chat that nothing more is to be done there which brings one."""
+        return self._delivery.replies(chat_id) >= MAX_WAITING_PER_CHAT
 
     def identify(self, key: str) -> str:
         """The ID of what was written under a key."""
