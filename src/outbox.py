@@ -27,6 +27,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from accounts import Accounts, NoRoom, Upload
+from clock import EARLIEST
 from entries import CorruptEntry, Names, encode, open_own, read_entry
 from history import KEY_SECONDS, History, is_of, shown
 from jsonstore import write_atomic
@@ -148,7 +149,8 @@ class Outbox:
     def find(self, entry_id: str) -> str | None:
         """`queued`, `failed` or `sent`, for what was accepted within a day under this ID; else None."""
         now, kept = time.time(), self._accounts.get(entry_id)
-        if kept and abs(now - kept.accepted_at) < KEY_SECONDS:
+        # What waits has no other time than the clock's, which may not have been set.
+        if kept and (abs(now - kept.accepted_at) < KEY_SECONDS or kept.accepted_at < EARLIEST and not kept.failed):
             return "failed" if kept.failed else "queued"
         return "sent" if self._history.has(entry_id, now) else None
 
@@ -356,8 +358,12 @@ class Outbox:
         """Remove what was kept long enough: sent by days, failed by age. Raises OSError."""
         self._history.expire(now, self._sent_days)
         for entry_id in self.failed_ids():
+            path = self._failed / f"{entry_id}.json"
             with suppress(FileNotFoundError):
-                if now - (self._failed / f"{entry_id}.json").stat().st_ctime > self._failed_days * 86400:
+                failed_at = path.stat().st_ctime
+                if failed_at < EARLIEST <= now:
+                    os.utime(path)  # the clock was not set: its time begins now
+                elif now - failed_at > self._failed_days * 86400:
                     self.discard(entry_id)
 
     def _read_kept(self, entry_id: str, failed: bool) -> dict:
