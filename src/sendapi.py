@@ -290,7 +290,7 @@ def _copy_photo(peer, fields: dict, file) -> str:
         raise HTTPProblem(400, "photo_path is not a regular file of yours")
     with open(descriptor, "rb") as photo:
         left = MAX_PHOTO_BYTES + 1
-        while left > 0 and (data := photo.read(min(left, 1 << 20))):
+        while left > 0 and (data := photo.read(min(left, 1 << 16))):
             left -= len(data)
             file.write(data)
     if left <= 0:

@@ -1,5 +1,6 @@
 """Memory of a live bot at the worst of what users can put into it; its unit allows 256 MB."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -77,5 +78,19 @@ def test_a_shared_file_at_its_worst_takes_neither_the_memory_nor_the_log(tmp_pat
             assert {answer.json()["linked"] for answer in answers} == {0}
         assert peak(bot) <= 128 << 10
         assert len(bot.log) < 10_000
+    finally:
+        bot.kill()
+
+
+def test_clients_that_are_refused_before_their_body_take_no_memory(tmp_path):
+    bot = Bot(tmp_path, "http://127.0.0.1:9")
+    bot.start()
+    try:
+        with contextlib.ExitStack() as stack:
+            connections = [stack.enter_context(bot.connect()) for _ in range(300)]
+            for connection in connections:
+                connection.sendall(b"POST /send HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n")
+            assert all(b" 413 " in connection.recv(4096) for connection in connections)
+            assert peak(bot) <= MOST_KILOBYTES
     finally:
         bot.kill()
