@@ -67,7 +67,7 @@ class Outbox:
         self._sent_days, self._failed_days = sent_days, failed_days
         self._queue, self._failed = directory / "queue", directory / "failed"
         self._corrupt, sent = directory / "corrupt", directory / "sent"
-        self._lock, self._reading = threading.Lock(), threading.Lock()
+        self._lock, self._reading, self._retrying = threading.Lock(), threading.Lock(), threading.Lock()
         self._sequence = 0
         self._released = threading.Condition()
         self._claimed: set[str] = set()
@@ -318,7 +318,10 @@ class Outbox:
     def requeue(self, entry_id: str) -> dict:
         """Move what failed back to the queue, behind what is there. Raises CorruptEntry when there is none,
         FileExistsError where another message with its ID waits, OSError."""
-        path = self._failed / f"{entry_id}.json"
+        with self._retrying:  # of two at once the second finds none
+            return self._requeue(self._failed / f"{entry_id}.json", entry_id)
+
+    def _requeue(self, path: Path, entry_id: str) -> dict:
         entry = read_entry(path, entry_id)
         if self._path(entry_id).exists():
             raise FileExistsError(errno.EEXIST, "another message has its ID", str(self._path(entry_id)))

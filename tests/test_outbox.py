@@ -1,5 +1,6 @@
 """The outbox on its own: what an error, a kill and a power cut leave behind; what was sent; room for each user."""
 
+import contextlib
 import errno
 import json
 import os
@@ -14,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import accounts
+import outbox as outbox_module
 from history import History
 from live import PYTHON, SRC, until
 from outbox import AccountFull, Outbox, OutboxError
@@ -374,4 +376,20 @@ def test_what_was_delivered_on_a_full_disk_keeps_its_key(tmp_path, monkeypatch):
         outbox.delivered(entry, [1])
     with outbox.claim("key") as (_, found):
         assert found == "sent"
+    outbox.close()
+
+
+def test_a_message_that_is_retried_twice_at_once_is_queued_once(tmp_path, monkeypatch):
+    outbox = Outbox(tmp_path / "outbox")
+    outbox.failed(outbox.add("aa", FIELDS), 502, "no")
+    both, write = threading.Barrier(2, timeout=1), outbox_module.write_atomic
+
+    def write_together(*arguments):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait()
+        write(*arguments)
+    monkeypatch.setattr(outbox_module, "write_atomic", write_together)
+    with ThreadPoolExecutor(2) as threads:
+        retried = [threads.submit(outbox.requeue, "aa") for _ in range(2)]
+    assert sorted(type(future.exception()).__name__ for future in retried) == ["CorruptEntry", "NoneType"]
     outbox.close()
