@@ -76,7 +76,8 @@ class History:
     def append(self, entry: dict, message_ids: list[int]) -> None:
         """Write down that a message was sent: where it raises OSError, that is only known until the service ends."""
         now = time.time()
-        fields = {"id": entry["id"], "accepted_at": entry["accepted_at"], "user": entry["user"],
+        user = entry["user"] and shown(entry["user"])
+        fields = {"id": entry["id"], "accepted_at": entry["accepted_at"], "user": user,
                   "uid": entry.get("uid"), "chat_id": entry["chat_id"], "script": shown(entry.get("script")),
                   "title": shown(entry["message"].get("title")), "delivered_at": round(now, 3),
                   "message_ids": message_ids}

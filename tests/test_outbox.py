@@ -393,3 +393,15 @@ def test_a_message_that_is_retried_twice_at_once_is_queued_once(tmp_path, monkey
         retried = [threads.submit(outbox.requeue, "aa") for _ in range(2)]
     assert sorted(type(future.exception()).__name__ for future in retried) == ["CorruptEntry", "NoneType"]
     outbox.close()
+
+
+def test_a_login_as_long_as_other_software_likes_spoils_no_line(tmp_path):
+    outbox = Outbox(tmp_path / "outbox")
+    for entry_id, user in (("aa", "jana"), ("bb", "x" * 100_000), ("cc", "jana")):
+        outbox.delivered(outbox.add(entry_id, {**FIELDS, "user": user}), [1])
+        outbox.close()
+        outbox = Outbox(tmp_path / "outbox")
+        outbox.load()
+        assert outbox.find(entry_id) == "sent"
+    assert outbox.find("aa") == "sent"
+    outbox.close()
