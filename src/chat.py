@@ -77,7 +77,7 @@ class Chat:
     def handle(self, update: dict, begin) -> None:
         """Answer an update. `begin()` is called before anything that must not be done twice."""
         event = _event(update, begin)
-        if event is None:
+        if event is None or self._replies.are_full(event.chat_id):
             return
         with self._turns.take(event.chat_id) as is_free:
             if is_free:

@@ -45,6 +45,7 @@ class Delivery:
         self._metrics, self._max_age = metrics, max_age
         self._changed = threading.Condition()
         self._lanes = Lanes()
+        self.replies = self._lanes.replies
         self._wakes_at = 0.0
         self._failures = 0  # of Telegram, in a row
         self._troubles = Failures()
@@ -201,7 +202,7 @@ class Delivery:
 
     def _deliver(self, lane: Lane) -> None:
         """One call for the message at the head of a lane."""
-        entry_id = lane.head()
+        entry_id = lane.current
         if self._expire_old(lane):
             return
         try:

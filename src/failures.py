@@ -102,4 +102,4 @@ def rest_left(entry: dict) -> float:
 
 def is_gone(error: TelegramError) -> bool:
     """Whether Telegram delivers nothing to this chat any more."""
-    return error.code == 403 or "chat not found" in error.description.lower()
+    return error.code == 403 or error.description.lower() in ("bad request: chat not found", "chat not found")

@@ -21,6 +21,7 @@ from array import array
 from bisect import bisect_left
 from pathlib import Path
 
+from clock import EARLIEST
 from jsonstore import sync_directory
 
 log = logging.getLogger("history")
@@ -70,24 +71,25 @@ class History:
         """Whether a message with this ID was accepted within a day, and sent."""
         with self._lock:
             accepted_at = self._index.get(entry_id)
-        return accepted_at is not None and abs(now - accepted_at) < KEY_SECONDS
+        return accepted_at is not None and (abs(now - accepted_at) < KEY_SECONDS or accepted_at < EARLIEST)
 
     def append(self, entry: dict, message_ids: list[int]) -> None:
-        """Write down that a message was sent: nothing was written where it raises OSError."""
+        """Write down that a message was sent: where it raises OSError, that is only known until the service ends."""
         now = time.time()
-        fields = {"id": entry["id"], "accepted_at": entry["accepted_at"], "user": entry["user"],
+        user = entry["user"] and shown(entry["user"])
+        fields = {"id": entry["id"], "accepted_at": entry["accepted_at"], "user": user,
                   "uid": entry.get("uid"), "chat_id": entry["chat_id"], "script": shown(entry.get("script")),
                   "title": shown(entry["message"].get("title")), "delivered_at": round(now, 3),
                   "message_ids": message_ids}
         line = json.dumps(fields, separators=(",", ":")).encode() + b"\n"
         with self._lock:
+            self._index.add(entry["id"], entry["accepted_at"])  # its key holds on a full disk, too
             self._open(_day(now))
             written = os.write(self._descriptor, line)
             if written < len(line):
                 os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._is_synced = False
-            self._index.add(entry["id"], entry["accepted_at"])
 
     def sync(self) -> None:
         """What was appended before the call is durable on return."""
@@ -193,6 +195,9 @@ class _Index:
 
     def expire(self, now: float) -> None:
         for name, (ids, times) in self._buckets.items():
+            for place, when in enumerate(times):
+                if when < EARLIEST <= now:
+                    times[place] = int(now)  # the clock was not set: its time begins now
             kept = [place for place, when in enumerate(times) if abs(now - when) < KEY_SECONDS]
             if len(kept) < len(ids):
                 self._buckets[name] = array("Q", map(ids.__getitem__, kept)), array("I", map(times.__getitem__, kept))

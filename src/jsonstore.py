@@ -19,6 +19,7 @@ import fcntl
 import json
 import os
 import stat
+import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,8 +28,9 @@ import bounded_json
 
 LOCK_SECONDS = 5
 _LOOK_SECONDS = 0.005
-MAX_BYTES = 32 << 20  # 100,000 links are 20 MiB
-MAX_ITEMS = 2_000_000  # of 100,000 links, three times the fields that we write
+# Room for 30,000 links. A text with one character beyond the BMP takes four times its bytes while it is parsed.
+MAX_BYTES = 8 << 20
+MAX_ITEMS = 400_000
 
 
 class StoreError(Exception):
@@ -149,16 +151,25 @@ class JsonStore:
         self.mode = mode
         self._lock_path = self.path.with_name(f".{self.path.name}.lock")
         self._cached: tuple[tuple, dict] | None = None
+        self._parsing = threading.Lock()
 
     def read(self) -> dict:
         """The document, `{}` where there is no file. Parsed once a version: it is shared, do not change it."""
         cached = self._cached
         if cached and cached[0] == self.version():
             return cached[1]
-        version, data = self._load()
-        document = self._parse(data) if version else {}
-        self._cached = (version, document)
-        return document
+        with self._parsing:  # a large one takes memory, which many threads at once do not have
+            cached = self._cached
+            if not cached or cached[0] != self.version():
+                cached = self._cached = None  # not two of them in memory
+                version, data = self._load()
+                cached = self._cached = (version, self._parse(data) if version else {})
+            return cached[1]
+
+    def is_read(self) -> bool:
+        """Whether `read` would parse nothing."""
+        cached = self._cached
+        return cached is not None and cached[0] == self.version()
 
     def version(self) -> tuple:
         """What changes whenever the file does; empty where there is none. Costs one stat(2)."""
@@ -175,7 +186,8 @@ class JsonStore:
         try:
             with locked(self._lock_path, self.mode):
                 version, data = self._load()
-                document = self._parse(data) if version else {}
+                with self._parsing:
+                    document = self._parse(data) if version else {}
                 yield document
                 encoded = _encode(document)
                 if encoded != data:

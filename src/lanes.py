@@ -94,8 +94,8 @@ class Window:
 class Lane:
     """What is to be sent to one chat: IDs, in order. `failures` counts those since the last success."""
 
-    __slots__ = ("chat_id", "counted", "failures", "notifications", "pace", "parked_until", "replies", "scheduled",
-                 "stranger")
+    __slots__ = ("chat_id", "counted", "current", "failures", "notifications", "pace", "parked_until", "replies",
+                 "scheduled", "stranger")
 
     def __init__(self, chat_id: int):
         self.chat_id = chat_id
@@ -103,6 +103,7 @@ class Lane:
         self.notifications: deque[str] = deque()
         self.pace = Pace(*(GROUP_PACE if chat_id < 0 else CHAT_PACE))
         self.parked_until = 0.0
+        self.current: str | None = None  # whose call is under way; a reply may stand before it meanwhile
         self.failures = 0
         self.stranger = False  # linked to nobody
         self.counted = False  # its call is one of the strangers'
@@ -148,10 +149,15 @@ class Lanes:
         (lane.replies if reply else lane.notifications).append(entry_id)
         self._schedule(lane)
 
+    def replies(self, chat_id: int) -> int:
+        """How many replies wait for a chat."""
+        lane = self._lanes.get(chat_id)
+        return len(lane.replies) if lane else 0
+
     def withdraw(self, chat_id: int, entry_id: str) -> bool:
         """Take a message out of its lane; False when its call is under way, or it is not there."""
         lane = self._lanes.get(chat_id)
-        if lane is None or (chat_id in self.under_way and lane.head() == entry_id):
+        if lane is None or lane.current == entry_id:
             return False
         for pending in (lane.replies, lane.notifications):
             if entry_id in pending:
@@ -213,6 +219,7 @@ class Lanes:
         self.under_way[lane.chat_id] = now
         self._one_more_at = now + RAMP_SECONDS
         lane.counted = strangers
+        lane.current = lane.head()
         return lane
 
     def give_back(self, lane: Lane, now: float) -> None:
@@ -222,6 +229,7 @@ class Lanes:
         del self.under_way[lane.chat_id]
         self._strangers_under_way -= lane.counted
         self._one_more_at = now
+        lane.current = None
         lane.scheduled = False
         self._schedule(lane)
 

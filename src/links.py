@@ -218,6 +218,8 @@ class Links:
         return reason is None
 
     def _indexed(self) -> tuple[dict, dict[str, Link], dict[int, Link]]:
+        if not self._users.is_read():
+            self._index = self._used = None  # the old document is to go before the new one comes
         document = self._users.read()
         index = self._index
         if index is None or index[0] is not document:
@@ -226,15 +228,18 @@ class Links:
 
 
 def _make_index(document: dict) -> tuple[dict[str, Link], dict[int, Link]]:
-    by_user, by_chat = {}, {}
+    by_user, by_chat, left_out = {}, {}, []
     for user, record in document.items():
         if not _is_record(record):
-            log.error("telegram_users.json: the entry of %r has no whole number as chat_id; it is left out", user)
+            left_out.append(user)
             continue
         by_user[user] = link = Link(user, record)
         other = by_chat.get(link.chat_id)
         if other is None or other.linked_at <= link.linked_at:
             by_chat[link.chat_id] = link
+    if left_out:
+        log.error("telegram_users.json: %d entries have no whole number as chat_id and are left out, such as %s",
+                  len(left_out), ", ".join(f"{user[:80]!r}" for user in left_out[:3]))
     return by_user, by_chat
 
 

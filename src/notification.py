@@ -92,6 +92,11 @@ def compose(message: dict, late_since: float | None = None, text_first: bool = F
     return steps
 
 
+def whole(text: str) -> str:
+    """The text without halves of surrogate pairs: a legal JSON escape and no character, which no call can hold."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def message_ids_of(result) -> list[int]:
     """Telegram's IDs of what a call has made: a message, or those of an album."""
     messages = result if isinstance(result, list) else [result]

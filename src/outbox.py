@@ -27,6 +27,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from accounts import Accounts, NoRoom, Upload
+from clock import EARLIEST
 from entries import CorruptEntry, Names, encode, open_own, read_entry
 from history import KEY_SECONDS, History, is_of, shown
 from jsonstore import write_atomic
@@ -66,7 +67,7 @@ class Outbox:
         self._sent_days, self._failed_days = sent_days, failed_days
         self._queue, self._failed = directory / "queue", directory / "failed"
         self._corrupt, sent = directory / "corrupt", directory / "sent"
-        self._lock, self._reading = threading.Lock(), threading.Lock()
+        self._lock, self._reading, self._retrying = threading.Lock(), threading.Lock(), threading.Lock()
         self._sequence = 0
         self._released = threading.Condition()
         self._claimed: set[str] = set()
@@ -143,12 +144,13 @@ class Outbox:
 
     def identify(self, key: str) -> str:
         """The ID for a key that has never been used."""
-        return hashlib.sha256(key.encode()).hexdigest()[:20]
+        return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:20]
 
     def find(self, entry_id: str) -> str | None:
         """`queued`, `failed` or `sent`, for what was accepted within a day under this ID; else None."""
         now, kept = time.time(), self._accounts.get(entry_id)
-        if kept and abs(now - kept.accepted_at) < KEY_SECONDS:
+        # What waits has no other time than the clock's, which may not have been set.
+        if kept and (abs(now - kept.accepted_at) < KEY_SECONDS or kept.accepted_at < EARLIEST and not kept.failed):
             return "failed" if kept.failed else "queued"
         return "sent" if self._history.has(entry_id, now) else None
 
@@ -316,7 +318,10 @@ class Outbox:
     def requeue(self, entry_id: str) -> dict:
         """Move what failed back to the queue, behind what is there. Raises CorruptEntry when there is none,
         FileExistsError where another message with its ID waits, OSError."""
-        path = self._failed / f"{entry_id}.json"
+        with self._retrying:  # of two at once the second finds none
+            return self._requeue(self._failed / f"{entry_id}.json", entry_id)
+
+    def _requeue(self, path: Path, entry_id: str) -> dict:
         entry = read_entry(path, entry_id)
         if self._path(entry_id).exists():
             raise FileExistsError(errno.EEXIST, "another message has its ID", str(self._path(entry_id)))
@@ -356,8 +361,12 @@ class Outbox:
         """Remove what was kept long enough: sent by days, failed by age. Raises OSError."""
         self._history.expire(now, self._sent_days)
         for entry_id in self.failed_ids():
+            path = self._failed / f"{entry_id}.json"
             with suppress(FileNotFoundError):
-                if now - (self._failed / f"{entry_id}.json").stat().st_ctime > self._failed_days * 86400:
+                failed_at = path.stat().st_ctime
+                if failed_at < EARLIEST <= now:
+                    os.utime(path)  # the clock was not set: its time begins now
+                elif now - failed_at > self._failed_days * 86400:
                     self.discard(entry_id)
 
     def _read_kept(self, entry_id: str, failed: bool) -> dict:

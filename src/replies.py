@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 from links import Link, uid_of
-from notification import photo_name
+from notification import photo_name, whole
 
+MAX_WAITING_PER_CHAT = 20
 SAMPLE_TITLE = "Sample notification"
 
 
@@ -17,6 +18,10 @@ class Replies:
 
     def __init__(self, outbox, delivery):
         self._outbox, self._delivery = outbox, delivery
+
+    def are_full(self, chat_id: int) -> bool:
+        """Whether so many replies wait for a chat that nothing more is to be done there which brings one."""
+        return self._delivery.replies(chat_id) >= MAX_WAITING_PER_CHAT
 
     def identify(self, key: str) -> str:
         """The ID of what was written under a key."""
@@ -30,7 +35,7 @@ class Replies:
         `picture` is a binary file; `user` is whose desktop is to show the message too. A reply goes ahead of
         notifications. Raises OutboxError, and OSError where the picture cannot be written.
         """
-        message = {"title": title, "text": text, "parse_mode": parse_mode, "buttons": list(buttons)}
+        message = {"title": whole(title), "text": whole(text), "parse_mode": parse_mode, "buttons": list(buttons)}
         fields = {"chat_id": chat_id, "reply": reply, "user": user, "uid": uid_of(user) if user else None,
                   "script": script, "message": message}
         with self._outbox.claim(key) as (entry_id, found):

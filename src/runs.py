@@ -83,7 +83,7 @@ class Runs:
                 if answer.get("ok") is not True and answer.get("stderr"):
                     tell(f"{answer.get('error')}\n\n{answer['stderr']}", parse_mode="")
                     return
-                found = parse_output(str(checked(answer).get("output", "")).encode())
+                found = parse_output(str(checked(answer).get("output", "")).encode("utf-8", "surrogatepass"))
                 if not found.notify:
                     tell(f"{shown} ran and has nothing to report.")
                     return
@@ -101,6 +101,8 @@ class Runs:
 
     def start(self, link: Link, name: str) -> None:
         """Run a script for the page: written down on return, told of later. Raises RunRefused, StoreError."""
+        if self._replies.are_full(link.chat_id):
+            raise RunRefused("Answers to what you asked before still wait for Telegram.", 429)
         with ExitStack() as place:
             place.enter_context(self._page_place())
             place.enter_context(self.reserved(link.user, name))

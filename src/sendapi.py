@@ -21,7 +21,7 @@ import queueapi
 from accounts import Upload
 from addressee import not_accepted, unavailable, with_room
 from entries import CorruptEntry
-from notification import PARSE_MODES, photo_name
+from notification import PARSE_MODES, photo_name, whole
 from outbox import OutboxError
 from receipt import Outcome, Receipt
 from unixhttp import MAX_JSON_ITEMS, Handler, HTTPProblem
@@ -257,8 +257,7 @@ def _text(fields: dict, name: str) -> str | None:
         return None
     if not isinstance(value, str):
         raise HTTPProblem(400, f"{name} must be a string")
-    # Half of a surrogate pair is a legal JSON escape and no character: no text of Telegram's can hold it.
-    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return whole(value)
 
 
 def _buttons(rows) -> list:
@@ -291,7 +290,7 @@ def _copy_photo(peer, fields: dict, file) -> str:
         raise HTTPProblem(400, "photo_path is not a regular file of yours")
     with open(descriptor, "rb") as photo:
         left = MAX_PHOTO_BYTES + 1
-        while left > 0 and (data := photo.read(min(left, 1 << 20))):
+        while left > 0 and (data := photo.read(min(left, 1 << 16))):
             left -= len(data)
             file.write(data)
     if left <= 0:

@@ -29,6 +29,9 @@ LONGEST_REST_SECONDS = 86400
 IDLE_SECONDS = 50
 MAX_ANSWER_BYTES = 16 << 20
 MAX_ANSWER_ITEMS = 500_000  # 100 updates, each with 100 entities, and as many in what it replies to, take 200,000
+# All of a description: in others Telegram quotes what a user has sent, such as the URL of a button.
+_TOO_MANY = re.compile(r'(?:Bad Request: (?:failed to send message #\d+ with the error message ")?)?'
+                       r'Too Many Requests: retry after (\d{1,9})"?')
 
 
 class TelegramError(Exception):
@@ -269,7 +272,7 @@ def _error(status: int, headers, answer: dict) -> Exception:
         return TelegramUnreachable(f"{code} {description}", unknown=True)
     parameters = parameters if isinstance(parameters, dict) else {}
     retry_after = _whole(parameters.get("retry_after")) or _whole(headers.get("Retry-After"))
-    if retry_after is None and (words := re.search(r"Too Many Requests: retry after (\d{1,9})", description)):
+    if retry_after is None and (words := _TOO_MANY.fullmatch(description)):
         retry_after = int(words[1])  # a limit met by a single upload comes as 400 with the words of a 429
     if code == 429 or retry_after is not None:
         retry_after = min(max(retry_after or 1, 1), LONGEST_REST_SECONDS)

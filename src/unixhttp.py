@@ -121,7 +121,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         with suppress(OSError):
             self.connection.shutdown(socket.SHUT_WR)
             self._reader.expect(LINGER_SECONDS)
-            while self._reader.readinto(bytearray(1 << 20)):
+            while self._reader.readinto(bytearray(FREE_BODY_BYTES)):
                 pass
 
     def handle(self):

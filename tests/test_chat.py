@@ -14,6 +14,8 @@ import pytest
 
 import links
 from live import TOKEN, Bot, Telegram, png, until
+from polling import MAX_HANDLERS
+from replies import MAX_WAITING_PER_CHAT
 from scripts_socket import ScriptsError
 from scripts_socket import ask as ask_scripts
 
@@ -115,6 +117,24 @@ def test_a_link_is_welcomed_once_even_over_a_restart(bot, telegram, chat_id):
     bot.start()
     ask(telegram, chat_id, "/whoami")
     assert len([text for text in telegram.texts(chat_id) if "now linked" in text]) == 1
+
+
+def test_who_asks_faster_than_a_chat_may_be_answered_gets_silence(bot, telegram, linked):
+    for _ in range(120):
+        telegram.types(linked, "/test")
+    pending = bot.state / "polling.json"
+    until(lambda: pending.exists() and not json.loads(pending.read_text()).get("pending")
+          and len(bot.outbox()) >= MAX_WAITING_PER_CHAT - 1)
+    assert len(bot.outbox()) <= MAX_WAITING_PER_CHAT + MAX_HANDLERS
+
+
+def test_a_link_with_half_a_character_in_its_name_ends_no_thread(bot, telegram, chat_id):
+    ask(telegram, chat_id, "/help")
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    (bot.data / "telegram_users.json").write_text(json.dumps(
+        {"a\ud83d": {"chat_id": 5, "linked_at": now, "uid": 5}, "alice": {"chat_id": chat_id, "linked_at": now,
+                                                                     "uid": 4711}}))
+    until(lambda: any("now linked" in text for text in telegram.texts(chat_id)))
 
 
 def test_a_new_code_voids_the_older_one(bot, telegram, chat_id):

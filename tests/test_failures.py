@@ -5,9 +5,10 @@ import time
 import pytest
 
 from clock import age
-from failures import HOPELESS_SECONDS, Failures
+from failures import HOPELESS_SECONDS, Failures, is_gone
 from lanes import Lanes
 from live import ME, SRC, Bot, Process, png, until
+from telegram_api import TelegramError
 
 
 def test_one_chat_is_hopeless_beside_polls_and_no_sign_of_telegram():
@@ -113,3 +114,8 @@ def test_what_is_parked_expires_though_nothing_is_sent(hasty, telegram):
     ids = [bot.send(f"m {number}", wait=0).json()["id"] for number in range(3)]
     until(lambda: bot.outbox("failed") == sorted(ids), 20)
     assert "86400 s of rest" in bot.log and telegram.texts(1) == []
+
+
+def test_a_chat_is_not_gone_for_what_telegram_quotes():
+    assert is_gone(TelegramError(400, "Bad Request: chat not found"))
+    assert not is_gone(TelegramError(400, "Bad Request: inline keyboard button URL 'http://chat not found' is invalid"))

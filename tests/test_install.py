@@ -301,6 +301,21 @@ def test_no_account_is_made_by_mistake(machine):
         "/data/notifications/bot.log", "/data/notify-bot/polling.json"}
 
 
+def test_failed_add_keeps_a_home_that_was_there(machine):
+    """The next account may get the uid of the last one, and so the home that was kept of it."""
+    machine.run("useradd", "--create-home", "otto")
+    machine.write("/home/otto/thesis", "years of work", owner="otto")
+    machine.run("userdel", "otto")
+    mask = "/etc/systemd/system/notify-scripts@otto.socket"
+    machine.run("ln", "-s", "/dev/null", mask)
+    done = machine.run("notify-add-analyst", "--create", "otto", check=False)
+    machine.run("rm", mask)
+    machine.run("systemctl", "daemon-reload")
+    assert done.returncode == 71 and "nothing is left of this attempt" in done.stderr
+    assert machine.run("id", "otto", check=False).returncode != 0
+    assert machine.output("cat", "/home/otto/thesis") == "years of work"
+
+
 @pytest.mark.parametrize(("user", "create"), [("hugo", ["--create"]), ("ivan", []), ("jack", [])])
 def test_failed_add_leaves_nothing_half_done(machine, user, create):
     if not create:

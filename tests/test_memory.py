@@ -1,11 +1,14 @@
 """Memory of a live bot at the worst of what users can put into it; its unit allows 256 MB."""
 
+import contextlib
 import json
+import os
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from jsonstore import MAX_BYTES, MAX_ITEMS
 from live import ME, PYTHON, SRC, Bot
 from test_outbox import write_million
 
@@ -56,5 +59,38 @@ def test_memory_at_the_worst(tmp_path):
         peaks["restart"] = peak(bot)
         assert max(peaks.values()) <= MOST_KILOBYTES, peaks
         assert "Traceback" not in bot.log
+    finally:
+        bot.kill()
+
+
+def test_a_shared_file_at_its_worst_takes_neither_the_memory_nor_the_log(tmp_path):
+    """The web server's account may write what it likes into the links, again and again."""
+    bot = Bot(tmp_path, "http://127.0.0.1:9")
+    path = bot.data / "telegram_users.json"
+    worst = "{" + ",".join(f'"{number}":{{"a":1}}' for number in range(MAX_ITEMS // 4 - 1)) + "}"
+    path.write_text(worst[:-1] + ',"\N{PARTY POPPER}":"' + "x" * (MAX_BYTES - len(worst) - 100) + '"}')
+    bot.start()
+    try:
+        for _ in range(5):
+            os.utime(path)
+            with ThreadPoolExecutor(20) as threads:
+                answers = list(threads.map(bot.get, ["/health"] * 20))
+            assert {answer.json()["linked"] for answer in answers} == {0}
+        assert peak(bot) <= 128 << 10
+        assert len(bot.log) < 10_000
+    finally:
+        bot.kill()
+
+
+def test_clients_that_are_refused_before_their_body_take_no_memory(tmp_path):
+    bot = Bot(tmp_path, "http://127.0.0.1:9")
+    bot.start()
+    try:
+        with contextlib.ExitStack() as stack:
+            connections = [stack.enter_context(bot.connect()) for _ in range(300)]
+            for connection in connections:
+                connection.sendall(b"POST /send HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n")
+            assert all(b" 413 " in connection.recv(4096) for connection in connections)
+            assert peak(bot) <= MOST_KILOBYTES
     finally:
         bot.kill()

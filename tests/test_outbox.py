@@ -1,5 +1,6 @@
 """The outbox on its own: what an error, a kill and a power cut leave behind; what was sent; room for each user."""
 
+import contextlib
 import errno
 import json
 import os
@@ -14,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import accounts
+import outbox as outbox_module
 from history import History
 from live import PYTHON, SRC, until
 from outbox import AccountFull, Outbox, OutboxError
@@ -339,3 +341,67 @@ def test_a_picture_is_a_regular_file_of_the_bot_s_own(outbox, tmp_path, other):
         path.symlink_to(secret) if other == "link" else os.mkfifo(path)
     with pytest.raises(CorruptEntry, match=r"aa\.photo is no regular file"):
         outbox.photo("aa")
+
+
+def test_a_clock_that_is_set_late_forgets_no_key_and_no_failure(tmp_path, monkeypatch):
+    outbox = Outbox(tmp_path / "outbox")
+    now, names = time.time(), ("a1", "a2", "a3")
+    monkeypatch.setattr(time, "time", lambda: 100.0)
+    waits, sent, failed = (outbox.add(name, FIELDS) for name in names)
+    outbox.delivered(sent, [1])
+    outbox.failed(failed, 502, "no")
+    monkeypatch.setattr(time, "time", lambda: now)
+    stat_of = type(tmp_path).stat
+    early = type("Early", (), {"st_ctime": 100.0})
+    monkeypatch.setattr(type(tmp_path), "stat", lambda path, **options: early if path.parent.name == "failed" else
+                        stat_of(path, **options))
+    assert (outbox.find("a1"), outbox.find("a2")) == ("queued", "sent")
+    outbox.expire(now)
+    assert (outbox.find("a1"), outbox.find("a2")) == ("queued", "sent")
+    assert [state for state, _ in outbox.listing()] == ["queued", "failed"]
+    monkeypatch.setattr(time, "time", lambda: now + 86401)
+    assert outbox.find("a2") is None
+    outbox.close()
+
+
+def test_what_was_delivered_on_a_full_disk_keeps_its_key(tmp_path, monkeypatch):
+    outbox = Outbox(tmp_path / "outbox")
+    with outbox.claim("key") as (entry_id, _):
+        entry = outbox.add(entry_id, FIELDS)
+
+    def full(descriptor, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        outbox.delivered(entry, [1])
+    with outbox.claim("key") as (_, found):
+        assert found == "sent"
+    outbox.close()
+
+
+def test_a_message_that_is_retried_twice_at_once_is_queued_once(tmp_path, monkeypatch):
+    outbox = Outbox(tmp_path / "outbox")
+    outbox.failed(outbox.add("aa", FIELDS), 502, "no")
+    both, write = threading.Barrier(2, timeout=1), outbox_module.write_atomic
+
+    def write_together(*arguments):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait()
+        write(*arguments)
+    monkeypatch.setattr(outbox_module, "write_atomic", write_together)
+    with ThreadPoolExecutor(2) as threads:
+        retried = [threads.submit(outbox.requeue, "aa") for _ in range(2)]
+    assert sorted(type(future.exception()).__name__ for future in retried) == ["CorruptEntry", "NoneType"]
+    outbox.close()
+
+
+def test_a_login_as_long_as_other_software_likes_spoils_no_line(tmp_path):
+    outbox = Outbox(tmp_path / "outbox")
+    for entry_id, user in (("aa", "jana"), ("bb", "x" * 100_000), ("cc", "jana")):
+        outbox.delivered(outbox.add(entry_id, {**FIELDS, "user": user}), [1])
+        outbox.close()
+        outbox = Outbox(tmp_path / "outbox")
+        outbox.load()
+        assert outbox.find(entry_id) == "sent"
+    assert outbox.find("aa") == "sent"
+    outbox.close()

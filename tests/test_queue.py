@@ -250,3 +250,14 @@ def test_one_more_call_at_once_only_where_one_takes_long():
     assert lanes.seconds_to_next(10.001) == 0
     lanes.take(10.001)
     assert lanes.seconds_to_next(10.001) > 0
+
+
+def test_what_is_being_sent_is_not_withdrawn_where_a_reply_has_come_before_it():
+    lanes = Lanes()
+    lanes.add(1, "n", reply=False)
+    assert lanes.seconds_to_next(10.0) == 0
+    lane = lanes.take(10.0)
+    lanes.add(1, "r", reply=True)
+    assert not lanes.withdraw(1, "n") and lanes.withdraw(1, "r")
+    lanes.give_back(lane, 11.0)
+    assert lanes.withdraw(1, "n")

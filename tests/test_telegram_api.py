@@ -128,7 +128,8 @@ def test_a_slow_uplink_has_time_for_the_largest_picture():
 
 @pytest.mark.parametrize(("description", "seconds"), [
     ('Bad Request: failed to send message #1 with the error message "Too Many Requests: retry after 8"', 8),
-    ("Bad Request: chat not found", None)])
+    ("Bad Request: chat not found", None),
+    ("Bad Request: inline keyboard button URL 'http://Too Many Requests: retry after 60' is invalid", None)])
 def test_a_limit_met_within_an_upload_is_read_from_its_words(description, seconds):
     with pytest.raises(TelegramError) as raised:
         telegram_api._result(400, {}, b'{"ok": false, "error_code": 400, "description": %s}'

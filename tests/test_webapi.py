@@ -134,6 +134,18 @@ def test_run_brings_the_result_into_the_chat(bot, telegram, linked, scripts):  #
     assert abs(notice["at"] - time.time()) < 30 and "down" not in json.dumps(notice)
 
 
+def test_half_a_character_in_an_answer_loses_no_result(bot, telegram, linked, scripts):  # noqa: F811
+    half = "\ud83d"
+    for answer, told in (({"ok": True, "output": half}, "breaks the contract"),
+                         ({"ok": False, "error": "a.py failed", "stderr": half + "x" * 300_000}, "")):
+        scripts.answers += [line(ok=True, scripts=entries("a.py")), line(**answer)]
+        before = len(telegram.messages(linked))
+        assert bot.web("/run", user="alice", name="a.py")[0] == 202
+        assert told in telegram.wait_for(linked, before + 1)[-1].get("text", "")
+        until(lambda: json.loads((bot.state / "runs.json").read_text()) == {})
+    assert "document" in telegram.messages(linked)[-1] and bot.outbox("corrupt") == []
+
+
 def test_what_cannot_be_run_is_refused_with_the_reason(bot, telegram, linked, scripts):  # noqa: F811
     listed = line(ok=True, scripts=[*entries("a.py"), {"name": "bad.py", "refused": "others can write it"}])
     scripts.answers += [listed] * 2
