@@ -46,7 +46,7 @@ class Stopped(Exception):
 
 
 class Screen:
-    """What is printed: aligned, and in colours on a terminal."""
+    """Printed lines: aligned, and in colours on a terminal."""
 
     def __init__(self):
         self._colours = sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and "NO_COLOR" not in os.environ
@@ -122,7 +122,7 @@ class Signals:
 
 
 class Processes:
-    """What the demo has started. Each has a log in `folder`, and a session of its own: Ctrl-C is the demo's alone."""
+    """Processes of the demo. Each has a log in `folder`, and a session of its own: Ctrl-C is the demo's alone."""
 
     def __init__(self, folder: Path, signals: Signals):
         self._folder, self._signals = folder, signals
@@ -286,7 +286,7 @@ class Demo:
         self._screen.step(f"started the sandbox, a stand-in for Telegram: {self._sandbox.url}/")
 
     def _serve_scripts(self) -> None:
-        """What systemd does on a real host: notify-scripts gets its listening socket as descriptor 3."""
+        """Stand in for systemd: notify-scripts gets its listening socket as descriptor 3."""
         launch = ("import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ['LISTEN_PID'] = str(os.getpid()); "
                   "os.execv(sys.argv[2], sys.argv[2:])")
         with socket.socket(socket.AF_UNIX) as listener:

@@ -1,4 +1,4 @@
-"""What the service is compared with: the same job on aiohttp, with one kept ClientSession and nothing stored.
+"""The comparison: the same job on aiohttp, with one kept ClientSession and nothing stored.
 
 usage: comparison.py USERS_FILE API_URL    (TELEGRAM_BOT_TOKEN in the environment, a listening socket as descriptor 3)
 

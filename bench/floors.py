@@ -1,4 +1,4 @@
-"""What the standard library and the machine cost by themselves; each is a process of its own.
+"""The floors: costs of the standard library and the machine alone, each in a process of its own.
 
     floors.py server                     the plainest http.server over the AF_UNIX socket that is descriptor 3
     floors.py bare MODULE …              imports the modules, and answers one request after another on descriptor 3

@@ -68,7 +68,7 @@ class Place:
         return [PYTHON, "-EsS", BENCH / "bot.py", self.modules, *arguments]
 
     def standard_modules(self):
-        """What the bot imports of the standard library."""
+        """Names of the standard modules that the bot imports."""
         code = (f"import sys; sys.path.insert(0, {str(self.modules)!r}); import notify_bot; "
                 "print(*(name for name in sys.modules if name.partition('.')[0] in sys.stdlib_module_names))")
         names = subprocess.run([PYTHON, "-EsSc", code], check=True, capture_output=True, text=True).stdout.split()
@@ -109,7 +109,7 @@ def floor(*arguments):
 
 
 def floor_result(*arguments):
-    """What a floor that ends by itself has measured."""
+    """Figures of a floor that ends by itself."""
     return json.loads(subprocess.run(floor(*arguments), check=True, capture_output=True).stdout)
 
 

@@ -1,4 +1,4 @@
-"""What is measured. Each function measures some rows and gives a Figure for each.
+"""The rows of the benchmark. Each function measures some, and gives a Figure for each.
 
 In every round the service, what it is compared with, and the floor come right after one another, so that a noisy
 neighbour meets all of them; a ratio is the median of the ratios of the rounds.
@@ -141,7 +141,7 @@ def _cpu_of_request(plan, place):
 
 
 def latency(plan, place):
-    """How long a client waits until a message is accepted, and until it is delivered.
+    """Time until a message is accepted, and until it is delivered, as its client waits.
 
     Accepted: as the service runs, so at Telegram's pace behind it. Delivered: as fast as it can."""
     figures = []
@@ -307,7 +307,7 @@ def page(plan, place):
 
 
 def _standard_imports(command, environment):
-    """What a CGI program has imported of the standard library, or tried to, when it has answered with 200."""
+    """Names of the standard modules that a CGI program imported, or tried to, before it answered with 200."""
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     if not done.stdout.startswith("Status: 200 "):
         raise RuntimeError(done.stdout[:2000] + done.stderr[-2000:])

@@ -61,7 +61,7 @@ def shown(value):
 
 
 def check():
-    """What to tell, None when all is well; and the figure."""
+    """Return the text to send, None when all is well, and the figure."""
     try:
         latest, before = last_figures()
     except Problem as problem:

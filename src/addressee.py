@@ -1,4 +1,4 @@
-"""Whether one more message for a login may be accepted: the answers 404, 409, 429 and 503 of both sockets."""
+"""Admission of one more message for a login: the answers 404, 409, 429 and 503 of both sockets."""
 
 from __future__ import annotations
 
