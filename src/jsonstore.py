@@ -31,6 +31,7 @@ _LOOK_SECONDS = 0.005
 # Room for 30,000 links. A text with one character beyond the BMP takes four times its bytes while it is parsed.
 MAX_BYTES = 8 << 20
 MAX_ITEMS = 400_000
+MAX_COPIES = 5
 
 
 class StoreError(Exception):
@@ -230,9 +231,13 @@ class JsonStore:
             if os.lstat(self.path).st_nlink > 1:  # perhaps another's file, whose readers are fewer than the copy's
                 return ""
         copy = self.path.with_name(f"{self.path.name}.corrupt-{digest}")
-        with suppress(OSError):
+        try:
             if not copy.exists():
+                if len(list(self.path.parent.glob(f"{self.path.name}.corrupt-*"))) >= MAX_COPIES:
+                    return f"{MAX_COPIES} copies of others like it are kept already, and none of this one. "
                 write_atomic(copy, data, self.mode)
+        except OSError:
+            return ""
         return f"A copy is kept as {copy.name}. "
 
 

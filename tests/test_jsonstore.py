@@ -288,3 +288,15 @@ def test_thirty_thousand_links_load(tmp_path):
     with JsonStore(tmp_path / "a.json").update() as document:
         document.update(users)
     assert JsonStore(tmp_path / "a.json").read() == users
+
+
+def test_copies_of_what_could_not_be_read_are_bounded(tmp_path):
+    """Whoever may write the file may write any number of versions of it."""
+    path, said = tmp_path / "users.json", []
+    for number in range(20):
+        path.write_text("{" * (number + 1))
+        with pytest.raises(CorruptStore) as raised:
+            JsonStore(path).read()
+        said.append(str(raised.value))
+    assert len(list(tmp_path.glob("users.json.corrupt-*"))) == 5
+    assert "A copy is kept as" in said[4] and "none of this one" in said[5]
