@@ -58,7 +58,7 @@ class History:
                         damaged += line.endswith(b"\n")  # without it the line was cut by a crash
                         continue
                     entry_id, accepted_at = match[1].decode(), float(match[2])
-                    if abs(now - accepted_at) < KEY_SECONDS:
+                    if abs(now - accepted_at) < KEY_SECONDS or accepted_at < EARLIEST:
                         self._index.add(entry_id, accepted_at)
                     # The key of a message that was sent may have been used again a day later.
                     if waiting.get(entry_id) == accepted_at:
@@ -116,7 +116,12 @@ class History:
     def expire(self, now: float, days: int) -> None:
         """Remove the files of more than `days` ago, and what is too old for a key from the index."""
         for path in self._files():
-            if path.stem < _day(now - days * 86400):
+            day = path.stem
+            if day < _day(EARLIEST) <= _day(now):
+                if path.stat().st_mtime < EARLIEST:
+                    os.utime(path)  # the clock was not set: its time begins now
+                day = _day(path.stat().st_mtime)
+            if day < _day(now - days * 86400):
                 path.unlink()
         with self._lock:
             self._index.expire(now)
@@ -129,10 +134,10 @@ class History:
                 self._descriptor = None
 
     def _recent_files(self, now: float) -> list[Path]:
-        """Those of yesterday and today; the newest too, for a clock that was wrong before this start, or is."""
+        """Those of yesterday and today; the newest, and any of before EARLIEST, for a clock that was wrong, or is."""
         files = self._files()
         days = {_day(now + days * 86400) for days in (-1, 0, 1)}
-        return [path for path in files if path.stem in days or path in files[-2:]]
+        return [path for path in files if path.stem in days or path in files[-2:] or path.stem < _day(EARLIEST)]
 
     def _files(self) -> list[Path]:
         """Oldest first."""

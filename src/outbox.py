@@ -361,13 +361,11 @@ class Outbox:
         """Remove what was kept long enough: sent by days, failed by age. Raises OSError."""
         self._history.expire(now, self._sent_days)
         for entry_id in self.failed_ids():
-            path = self._failed / f"{entry_id}.json"
-            with suppress(FileNotFoundError):
-                failed_at = path.stat().st_ctime
-                if failed_at < EARLIEST <= now:
-                    os.utime(path)  # the clock was not set: its time begins now
-                elif now - failed_at > self._failed_days * 86400:
-                    self.discard(entry_id)
+            if _is_over(self._failed / f"{entry_id}.json", now, self._failed_days):
+                self.discard(entry_id)
+        for path in self._corrupt.iterdir():
+            if _is_over(path, now, self._failed_days):
+                path.unlink()
 
     def _read_kept(self, entry_id: str, failed: bool) -> dict:
         """An entry for somebody who asks: of those who ask at once one at a time has a whole message in memory."""
@@ -420,6 +418,18 @@ class Outbox:
 
     def _photo_path(self, entry_id: str) -> Path:
         return self._queue / f"{entry_id}.photo"
+
+
+def _is_over(path: Path, now: float, days: int) -> bool:
+    """Whether a file has been in its folder for more than `days`."""
+    try:
+        since = path.stat().st_ctime
+        if since < EARLIEST <= now:
+            os.utime(path)  # the clock was not set: its time begins now
+            return False
+    except FileNotFoundError:
+        return False
+    return now - since > days * 86400
 
 
 def _lock_once(path: Path) -> int:

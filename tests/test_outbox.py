@@ -405,3 +405,35 @@ def test_a_login_as_long_as_other_software_likes_spoils_no_line(tmp_path):
         assert outbox.find(entry_id) == "sent"
     assert outbox.find("aa") == "sent"
     outbox.close()
+
+
+def test_what_could_not_be_read_is_kept_as_long_as_what_failed(outbox, tmp_path):
+    add(outbox, "aa", b"x")
+    outbox.set_aside("aa", "odd")
+    kept = tmp_path / "outbox/corrupt"
+    outbox.expire(time.time() + 29 * 86_400)
+    assert len(list(kept.iterdir())) == 2
+    outbox.expire(time.time() + 31 * 86_400)
+    assert not list(kept.iterdir())
+
+
+def test_keys_of_a_clock_that_was_not_set_hold_over_a_restart(tmp_path, monkeypatch):
+    real, unset = time.time, 1000.0
+    monkeypatch.setattr(time, "time", lambda: unset)
+    history = History(tmp_path)
+    history.append(line("aa", when=unset), [1])
+    history.close()
+    monkeypatch.setattr(time, "time", real)
+    path, = tmp_path.iterdir()
+    os.utime(path, (unset, unset))
+    history = History(tmp_path)
+    history.load({}, real())
+    history.expire(real(), 3)
+    assert path.exists() and history.has("aa", real())
+    history.close()
+    again = History(tmp_path)
+    again.load({}, real())
+    assert again.has("aa", real())
+    again.expire(real() + 5 * 86_400, 3)
+    assert not path.exists()
+    again.close()
