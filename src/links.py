@@ -177,20 +177,20 @@ class Links:
         with self._users.update() as users:
             return users.pop(user, None) is not None
 
-    def mark_welcomed(self, link: Link, now: float) -> None:
-        self._change(link, welcomed_at=_iso(now))
+    def mark_welcomed(self, links: list[Link], now: float) -> None:
+        self._change(links, welcomed_at=_iso(now))
 
     def mark_blocked(self, link: Link, reason: str) -> None:
         """Record that Telegram delivers nothing to this chat any more. A new link clears it."""
-        self._change(link, blocked=reason)
+        self._change([link], blocked=reason)
 
     def mark_reachable(self, link: Link) -> None:
         """The person has written in the chat, so Telegram delivers to it again."""
-        self._change(link, blocked=None)
+        self._change([link], blocked=None)
 
     def move_chat(self, link: Link, chat_id: int) -> None:
         """Follow a chat to its new id (Bot API, ResponseParameters.migrate_to_chat_id)."""
-        self._change(link, chat_id=chat_id)
+        self._change([link], chat_id=chat_id)
 
     def to_welcome(self, now: float) -> list[Link]:
         """Links that nobody has been told of in their chat. One older than a day is no news any more."""
@@ -198,12 +198,13 @@ class Links:
         # Times of this form sort as text does; to parse them takes half a second where there are 100,000.
         return [link for link in self.all().values() if not link.welcomed and since < link.linked_at < until]
 
-    def _change(self, link: Link, **fields) -> None:
+    def _change(self, links: list[Link], **fields) -> None:
         with self._users.update() as users:
-            record = users.get(link.user)
-            # The person may have linked another chat meanwhile: what is known of the old one is not true of it.
-            if _is_record(record) and record["chat_id"] == link.chat_id:
-                record.update(fields)
+            for link in links:
+                record = users.get(link.user)
+                # The person may have linked another chat meanwhile: what is known of the old one is not true of it.
+                if _is_record(record) and record["chat_id"] == link.chat_id:
+                    record.update(fields)
 
     def _is_used(self, link: Link) -> bool:
         reason, key = link.why_unused(), (link.user, link.uid)

@@ -51,6 +51,7 @@ log = logging.getLogger("notify-bot")
 
 EX_USAGE, EX_UNAVAILABLE, EX_CANTCREAT, EX_CONFIG = 64, 69, 73, 78
 TICK_SECONDS = 1.0
+MAX_WELCOMES = 10  # a second: the web server's account can write any number of links
 EXPIRE_SECONDS = 3600
 STOP_SECONDS = 8.0  # of the ten within which the service promises to be gone
 API_STUCK_SECONDS = 60
@@ -147,13 +148,15 @@ class Welcomer:
             links = self._links.all()
             if links is self._seen:
                 return
-            for link in self._links.to_welcome(time.time()):
+            new = self._links.to_welcome(time.time())
+            for link in new[:MAX_WELCOMES]:
                 log.info("%s is linked to chat %d", link.user, link.chat_id)
                 self._chat.welcome(link)
                 if link.previous is not None:
                     self._chat.tell_of_move(link)
-                self._links.mark_welcomed(link, time.time())
-            self._seen, self._problem = links, ""
+            if new:
+                self._links.mark_welcomed(new[:MAX_WELCOMES], time.time())
+            self._seen, self._problem = links if len(new) <= MAX_WELCOMES else None, ""
         except (StoreError, OutboxError) as error:
             if str(error) != self._problem:
                 log.error("%s", error)

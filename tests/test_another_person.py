@@ -4,6 +4,7 @@ import json
 import os
 import pwd
 import subprocess
+import time
 
 import pytest
 
@@ -146,3 +147,21 @@ def test_the_page_shows_a_person_nothing_of_an_earlier_one(bot, telegram, chat_i
     bot.start()
     answer = ask_web(bot.folder / "web.sock", "POST", "/card", json.dumps({"user": ME}).encode())[2]
     assert [notice["title"] for notice in json.loads(answer)["notifications"]] == ["mine"]
+
+
+def test_any_number_of_new_links_is_welcomed_some_at_a_time(bot, telegram, chat_id):  # noqa: F811
+    """The web server's account writes them, and each welcome is a message and a new version of the file."""
+    write(bot, **{f"user{number}": {"chat_id": 9000 + number, "uid": 4711,
+                                    "linked_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+                  for number in range(35)})
+    path = bot.data / "telegram_users.json"
+    versions = []
+
+    def welcomed():
+        count = sum("welcomed_at" in record for record in json.loads(path.read_text()).values())
+        if count not in versions:
+            versions.append(count)
+        return count == 35
+
+    until(welcomed, 20)
+    assert versions[-1] == 35 and set(versions) <= {0, 10, 20, 30, 35}

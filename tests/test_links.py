@@ -144,8 +144,9 @@ def test_new_links_are_welcomed_once_and_old_ones_never(store, tmp_path):
         "old": {"chat_id": 1, "linked_at": "2020-01-31T12:00:00Z"}, "strange": {"chat_id": 2, "linked_at": 5}}))
     now = 1_800_000_000
     store.redeem(store.create_code(42, "Jana", now=now), "alice", 4711, now=now)
-    assert [link.user for link in store.to_welcome(now + 1)] == ["alice"]
-    store.mark_welcomed(store.of_user("alice"), now + 1)
+    new = store.to_welcome(now + 1)
+    assert [link.user for link in new] == ["alice"]
+    store.mark_welcomed(new, now + 1)
     assert store.to_welcome(now + 2) == []
 
 
