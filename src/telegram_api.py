@@ -27,8 +27,9 @@ ANSWER_SECONDS = 30  # without a byte
 CALL_SECONDS, FLOOR_BYTES = 60, 32 << 10  # the deadline of a call: so long, and a second more for so many bytes
 LONGEST_REST_SECONDS = 86400
 IDLE_SECONDS = 50
-MAX_ANSWER_BYTES = 16 << 20
-MAX_ANSWER_ITEMS = 500_000  # 100 updates, each with 100 entities, and as many in what it replies to, take 200,000
+MAX_ANSWER_BYTES, MAX_ANSWER_ITEMS = 1 << 20, 50_000  # a message with 100 entities, and one it replies to, are 64 KiB
+# 100 updates, each with 100 entities, and as many in what it replies to, take 200,000.
+MAX_UPDATES_BYTES, MAX_UPDATES_ITEMS = 16 << 20, 500_000
 # All of a description: in others Telegram quotes what a user has sent, such as the URL of a button.
 _TOO_MANY = re.compile(r'(?:Bad Request: (?:failed to send message #\d+ with the error message ")?)?'
                        r'Too Many Requests: retry after (\d{1,9})"?')
@@ -96,7 +97,7 @@ class TelegramAPI:
             self._drop(connection)
             raise
         self._give_back(connection)
-        result = _result(status, headers, data)
+        result = _result(status, headers, data, *_bounds(method))
         self.succeeded_at = time.monotonic()
         return result
 
@@ -126,7 +127,7 @@ class TelegramAPI:
                 written = True
             response = http.client.HTTPResponse(_Answer(connection), method="POST")
             response.begin()
-            data = response.read(MAX_ANSWER_BYTES)
+            data = response.read(_bounds(method)[0])
             if response.length or (response.chunked and not response.isclosed()):
                 raise http.client.IncompleteRead(b"")
             if response.will_close or not written:
@@ -249,9 +250,14 @@ def _reason(error: BaseException) -> str:
     return type(error).__name__
 
 
-def _result(status: int, headers, data: bytes):
+def _bounds(method: str) -> tuple[int, int]:
+    """Bytes and items of an answer. One poll is under way at a time, other calls are many."""
+    return (MAX_UPDATES_BYTES, MAX_UPDATES_ITEMS) if method == "getUpdates" else (MAX_ANSWER_BYTES, MAX_ANSWER_ITEMS)
+
+
+def _result(status: int, headers, data: bytes, most_bytes: int = MAX_ANSWER_BYTES, most_items: int = MAX_ANSWER_ITEMS):
     try:
-        answer = bounded_json.loads(data, MAX_ANSWER_BYTES, MAX_ANSWER_ITEMS)
+        answer = bounded_json.loads(data, most_bytes, most_items)
     except ValueError:
         answer = None
     if not isinstance(answer, dict) or not isinstance(answer.get("ok"), bool):

@@ -135,3 +135,23 @@ def test_a_limit_met_within_an_upload_is_read_from_its_words(description, second
         telegram_api._result(400, {}, b'{"ok": false, "error_code": 400, "description": %s}'
                              % telegram_api.json.dumps(description).encode())
     assert raised.value.retry_after == seconds
+
+
+@pytest.mark.parametrize(("method", "is_taken"), [("sendMessage", False), ("getUpdates", True)])
+def test_an_answer_is_bounded_by_what_its_method_may_give(method, is_taken):
+    """Sixteen calls are under way at a time, and one poll."""
+    answer = b'{"ok": true, "result": ["%s"]}' % (b"x" * (2 << 20))
+
+    def serve(connection):
+        connection.recv(1000)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(answer), answer))
+
+    with Server(serve) as server:
+        api = TelegramAPI("1:x", server.url)
+        if is_taken:
+            assert len(api.call(method)[0]) == 2 << 20
+        else:
+            with pytest.raises(TelegramUnreachable) as raised:
+                api.call(method)
+            assert raised.value.unknown
+        api.close()
