@@ -364,7 +364,7 @@ class Delivery:
         if error.retry_after is not None:
             self._slow_down(lane, entry, error.retry_after)
         elif error.code in (401, 404):
-            self._pause_for_token(error)
+            self._refused_by_token(lane, entry, error)
         elif error.migrate_to:
             log.warning("chat %d has become chat %d", lane.chat_id, error.migrate_to)
             self._recipients.moved(entry["user"], lane.chat_id, error.migrate_to)
@@ -391,6 +391,15 @@ class Delivery:
         except OSError as error:
             log.warning("outbox: %s; a restart forgets the rest of chat %d", error, lane.chat_id)
         log.warning("Telegram wants %d s of rest for chat %d", seconds, lane.chat_id)
+
+    def _refused_by_token(self, lane: Lane, entry: dict, error: TelegramError) -> None:
+        """A wrong token is refused for every method (Bot API, "Making requests"), so another one is asked."""
+        try:
+            self._api.call("getMe")
+        except (TelegramError, TelegramUnreachable):
+            self._pause_for_token(error)
+        else:
+            self._fail(lane, entry, 502, error.description)
 
     def _pause_for_token(self, error: TelegramError) -> None:
         problem = f"Telegram refuses the bot token: {error.description}"

@@ -288,3 +288,11 @@ def test_a_worker_that_cannot_be_had_is_asked_for_again(tmp_path):
     command = [PYTHON, "-c", NO_THREAD, SRC, tmp_path / "outbox"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("code", [401, 404])
+def test_a_message_refused_as_a_wrong_token_is_harms_no_other(bot, telegram, code):
+    """Telegram refuses a wrong token for every method, and this for one call alone."""
+    telegram.refuses("sendMessage", code, "Not Found")
+    assert (bot.send("m 1", wait=10).status_code, bot.send("m 2", wait=10).status_code) == (502, 200)
+    assert bot.get("/health").status_code == 200
