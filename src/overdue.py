@@ -20,6 +20,7 @@ from scripts_socket import ScriptsError
 log = logging.getLogger("overdue")
 
 LOOK_SECONDS = 900
+ANSWER_SECONDS = 5  # nobody waits, but everybody whose turn comes later
 SHOWN_SCRIPTS = 10
 
 
@@ -29,6 +30,7 @@ class Overdue:
 
     def __init__(self, links, scripts_dir, tell):
         self._links, self._scripts_dir, self._tell = links, scripts_dir, tell
+        self._silent: set[str] = set()
 
     def start(self, stop: threading.Event) -> None:
         threading.Thread(target=self._run, args=(stop,), name="overdue", daemon=True).start()
@@ -41,13 +43,16 @@ class Overdue:
                 log.error("overdue scripts are not looked for: %s", error)
 
     def look(self) -> None:
-        """Ask for the scripts of everyone who has a socket for them, and tell of those that are overdue."""
-        for link in list(self._links.all().values()):
+        """Ask for the scripts of everyone who has a socket for them, and tell of those that are overdue. Accounts that
+        did not answer the last time come last."""
+        silent, self._silent = self._silent, set()
+        for link in sorted(self._links.all().values(), key=lambda link: link.user in silent):
             if link.blocked or not os.path.exists(self._scripts_dir / f"{link.user}.sock"):
                 continue
             try:
-                scripts = scripts_socket.list_scripts(self._scripts_dir, link.user)
+                scripts = scripts_socket.list_scripts(self._scripts_dir, link.user, ANSWER_SECONDS)
             except ScriptsError as error:
+                self._silent.add(link.user)
                 log.warning("the scripts of %s cannot be listed: %s", link.user, error)
                 continue
             overdue = [script for script in scripts if script.get("overdue") is True]
