@@ -27,7 +27,7 @@ from turns import Turns
 
 log = logging.getLogger("chat")
 
-MAX_AT_WORK_PER_CHAT = 4
+MAX_AT_WORK_PER_CHAT = 2
 _AT_SIGNS = "@\N{SMALL COMMERCIAL AT}\N{FULLWIDTH COMMERCIAL AT}"
 _TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # Unicode Annex 9
 _COMMAND = re.compile(r"/([A-Za-z0-9_]{1,32})(?:@([A-Za-z0-9_]+))?(?:\s|$)")

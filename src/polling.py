@@ -31,7 +31,7 @@ STUCK_SECONDS = POLL_ANSWER_SECONDS + 120  # beyond the deadline of a call, with
 MAX_BACKOFF_SECONDS = 60
 EMPTY_POLL_SECONDS = 0.5  # at least, for a poll that brings nothing
 INTRODUCE_SECONDS = 5, 600  # between two attempts, doubled each time
-MAX_HANDLERS = 32
+MAX_HANDLERS = 64
 ALLOWED_UPDATES = ["message", "callback_query"]
 
 
