@@ -99,8 +99,6 @@ def with_curl(bot, path, name):
 
 
 def node(bot, *arguments):
-    if not shutil.which("npm"):
-        pytest.skip("npm is missing")
     done = subprocess.run(["node", NODE / "send.mjs", bot.socket_path, *arguments], capture_output=True, text=True,
                           timeout=60)
     assert done.returncode == 0, done.stderr
@@ -130,11 +128,18 @@ def with_extended_name(bot, path, name):
     return bot.post("/send_photo", data=form, headers={"Content-Type": 'multipart/form-data; boundary="b"'}).status_code
 
 
+def of(*clients):
+    """Parameters of a test; those written for node need npm."""
+    def marks(client):
+        return pytest.mark.needs("npm") if "node" in client.__code__.co_names else ()
+    return [pytest.param(client, id=client.__name__, marks=marks(client)) for client in clients]
+
+
 CLIENTS = (with_requests, with_httpx, with_aiohttp, with_aiohttp_unquoted, with_curl, with_undici, with_form_data,
            with_go, with_extended_name)
 
 
-@pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.__name__)
+@pytest.mark.parametrize("client", of(*CLIENTS))
 def test_the_name_of_a_file_arrives_as_it_was(bot, telegram, tmp_path, client):
     (tmp_path / "file").write_bytes(RIBBON)
     assert client(bot, tmp_path / "file", NAME) == 200
@@ -142,8 +147,7 @@ def test_the_name_of_a_file_arrives_as_it_was(bot, telegram, tmp_path, client):
     assert documents[-1]["file_name"] == NAME
 
 
-@pytest.mark.parametrize("client", [client for client in CLIENTS if client is not with_form_data],
-                         ids=lambda client: client.__name__)
+@pytest.mark.parametrize("client", of(*(client for client in CLIENTS if client is not with_form_data)))
 def test_quotes_and_percent_signs_in_a_name_end_nothing(bot, telegram, tmp_path, client):
     """A quote cannot be in a name at Telegram; form-data writes it as it is, so the name ends there."""
     (tmp_path / "file").write_bytes(RIBBON)
@@ -191,8 +195,8 @@ def text_by_node_stream(bot):
     return node(bot, "node-stream")
 
 
-@pytest.mark.parametrize("client", [text_by_requests, text_by_httpx, text_by_aiohttp, text_by_http_client, text_by_curl,
-                                    text_by_undici_stream, text_by_node_stream], ids=lambda client: client.__name__)
+@pytest.mark.parametrize("client", of(text_by_requests, text_by_httpx, text_by_aiohttp, text_by_http_client,
+                                      text_by_curl, text_by_undici_stream, text_by_node_stream))
 def test_a_text_in_chunks_arrives(bot, telegram, client):
     assert client(bot) == 200
     assert telegram.texts(CHAT)[-1] == client.__name__.removeprefix("text_by_").replace("_stream", "-stream")
