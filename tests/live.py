@@ -101,8 +101,14 @@ class Bot:
         self.url = f"http+unix://{quote(str(self.socket_path), safe='')}"
         self.process = None
 
-    def start(self):
-        self.process = Process("notify_bot.py", folder=self.folder, within=self.within, **self.environment)
+    def start(self, changes=""):
+        """`changes` is Python that runs in the bot's process before it: other constants, a step that stops it."""
+        program = "notify_bot.py"
+        if changes:
+            program = self.folder / "notify_bot.py"
+            program.write_text(f"import sys\nsys.path.insert(0, {str(SRC)!r})\n{changes}\n"
+                               "import notify_bot\nsys.exit(notify_bot.main([]))\n")
+        self.process = Process(program, folder=self.folder, within=self.within, **self.environment)
         until(self.answers, what="the bot answers")
         return self
 

@@ -7,7 +7,7 @@ import pytest
 from clock import age
 from failures import HOPELESS_SECONDS, Failures, is_gone
 from lanes import Lanes
-from live import ME, SRC, Bot, Process, png, until
+from live import ME, Bot, png, until
 from telegram_api import TelegramError
 
 
@@ -54,14 +54,11 @@ def test_a_parked_lane_is_woken_for_what_is_too_old():
     assert lanes.seconds_to_next(10.0) > 0
 
 
-HASTY = f"""
-import sys
-sys.path.insert(0, {str(SRC)!r})
-import delivery, failures, notify_bot
+HASTY = """
+import delivery, failures
 failures.HOPELESS_SECONDS = 3
 failures.MAX_BACKOFF_SECONDS = delivery.MAX_BACKOFF_SECONDS = 0.3
 delivery.EXPIRE_SECONDS = 0.5
-sys.exit(notify_bot.main([]))
 """
 
 
@@ -76,11 +73,7 @@ def hasty(tmp_path, telegram):
         for chat in (1, 2):
             telegram.person(chat)
             telegram.control("unblock", chat_id=chat)
-        program = tmp_path / "notify_bot.py"
-        program.write_text(HASTY)
-        bot.process = Process(program, folder=tmp_path, **bot.environment)
-        until(bot.answers, what="the bot answers")
-        started.append(bot)
+        started.append(bot.start(HASTY))
         return bot.settle()
 
     yield start

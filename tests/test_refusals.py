@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from lanes import Lanes
-from live import ME, SRC, Bot, Process, until
+from live import ME, Bot, until
 from telegram_api import TelegramError, _result
 
 
@@ -29,14 +29,6 @@ def test_a_pause_may_be_longer_than_a_lock_can_wait():
 
 
 PATIENCE, LATE = 2, 5
-IMPATIENT = f"""
-import sys
-sys.path.insert(0, {str(SRC)!r})
-import notify_bot
-import telegram_api
-telegram_api.ANSWER_SECONDS = {PATIENCE}
-sys.exit(notify_bot.main([]))
-"""
 
 
 @pytest.fixture
@@ -47,11 +39,7 @@ def impatient(tmp_path, telegram):
     for chat in (1, 2):
         telegram.person(chat)
         telegram.control("unblock", chat_id=chat)
-    program = tmp_path / "notify_bot.py"
-    program.write_text(IMPATIENT)
-    bot.process = Process(program, folder=tmp_path, **bot.environment)
-    until(bot.answers, what="the bot answers")
-    bot.settle()
+    bot.start(f"import telegram_api\ntelegram_api.ANSWER_SECONDS = {PATIENCE}").settle()
     yield bot
     bot.stop()
     assert "Traceback" not in bot.log

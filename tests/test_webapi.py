@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import unixhttp
-from live import ME, PYTHON, SRC, TOKEN, Bot, Process, until
+from live import ME, PYTHON, SRC, TOKEN, Bot, until
 from test_chat import ScriptsSocket, ask, chat_id, entries, line, press, telegram  # noqa: F401 (fixtures)
 
 NOWHERE = "http://127.0.0.1:9"
@@ -236,15 +236,11 @@ def test_a_script_runs_once_at_a_time_and_two_of_a_user(bot, telegram, linked, n
 
 
 def test_runs_of_the_page_are_bounded_in_all(tmp_path, telegram, chat_id):  # noqa: F811
-    program = tmp_path / "few.py"
-    program.write_text(f"import sys\nsys.path.insert(0, {str(SRC)!r})\nimport notify_bot, runs\n"
-                       "runs.MAX_PAGE_RUNS = 1\nsys.exit(notify_bot.main([]))\n")
     bot = PageBot(tmp_path, telegram.url)  # noqa: F811
     bot.users(alice=chat_id, bob=chat_id + 1)
     neighbours = [Neighbour(bot, user, ["a.py"]) for user in ("alice", "bob")]
-    bot.process = Process(str(program), folder=tmp_path, **bot.environment)
     try:
-        until(bot.answers)
+        bot.start("import runs\nruns.MAX_PAGE_RUNS = 1")
         assert bot.web("/run", user="alice", name="a.py")[0] == 202
         assert bot.web("/run", user="bob", name="a.py")[0] == 503 and bot.retry_after
         neighbours[0].go_on.set()
