@@ -91,6 +91,7 @@ MALFORMED = {
     "chunk size missing": chunked(b"\r\n" + CHUNKS),
     "chunk size of 17 digits": chunked(b"0" * 16 + CHUNKS),
     "chunk line without CR": chunked(CHUNKS.replace(b"1f\r\n", b"1f\n")),
+    "chunk with another end": chunked(CHUNKS.replace(b"}\r\n0", b"}xx0")),
     "chunk without its end": chunked(CHUNKS.replace(b"}\r\n0", b"}0")),
     "chunk longer than it says": chunked(CHUNKS.replace(b"1f\r\n", b"1e\r\n")),
     "chunk shorter than it says": chunked(CHUNKS.replace(b"1f\r\n", b"20\r\n")),
