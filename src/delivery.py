@@ -1,8 +1,7 @@
 """Delivery: messages go from the outbox to Telegram, one call at a time in a chat, and every answer has its reaction.
 
-The lane whose turn it is (lanes.py) goes to a worker, who makes one call for the message at its head and then takes
-the lane that is next; the scheduler hands out what the time makes ready. A message leaves its lane when the outbox has
-written down what became of it.
+A lane's turn (lanes.py) is a worker's call for the message at its head; the worker then takes the lane that is next.
+The scheduler hands out what the time makes ready. A message leaves its lane once its outcome is on disk.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from contextlib import ExitStack
 
 from clock import EARLIEST, age
@@ -53,7 +53,7 @@ class Delivery:
         self._stopping = False
         self._workers = Workers(self._work_once)
         self._receipts: dict[str, Receipt] = {}
-        self._of_user: dict[str, int] = {}
+        self._of_user: Counter[str] = Counter()
         self._queued: dict[str, tuple[float, str | None]] = {}  # since when (monotonic), for whom
         self._unrecorded: dict[str, tuple[bool, list]] = {}  # whether it was the last call, Telegram's message_ids
         self._scheduler = threading.Thread(target=self._schedule, name="delivery", daemon=True)
@@ -72,9 +72,7 @@ class Delivery:
         self._scheduler.start()
 
     def stop(self, seconds: float) -> bool:
-        """Give out no more calls and wait for those under way; False if `seconds` were too few.
-
-        Whoever waits for a receipt learns that the message is still queued."""
+        """Give out no more calls and wait for those under way; False if `seconds` were too few. Receipts get None."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -92,7 +90,7 @@ class Delivery:
 
     def queued(self, user: str | None = None) -> int:
         """How many messages are accepted and not delivered, in all or for a user."""
-        return len(self._queued) if user is None else self._of_user.get(user, 0)
+        return len(self._queued) if user is None else self._of_user[user]
 
     def oldest_age(self) -> float:
         """Seconds since the oldest message of the queue was accepted; 0 when it is empty."""
@@ -146,15 +144,14 @@ class Delivery:
         since = time.monotonic() - age(entry.get("retried_at", entry["accepted_at"]), time.time())
         self._queued[entry["id"]] = (since, user)
         if user:
-            self._count(user, 1)
+            self._of_user[user] += 1
         stranger = entry["reply"] and self._strangers.include(entry["chat_id"])
         if stranger:
             self._strangers.hold(entry["id"], entry["chat_id"])
         self._lanes.add(entry["chat_id"], entry["id"], entry["reply"], stranger)
 
     def _hand_out(self) -> float:
-        """Give each lane whose turn it is to a worker; the seconds until the next turn. Whoever changes something
-        does this at once, and only what the time makes ready waits for the scheduler: one thread less to wake."""
+        """Give each lane whose turn it is to a worker, without the scheduler; the seconds until the next turn."""
         now = time.monotonic()
         while (seconds := self._lanes.seconds_to_next(now)) <= 0:
             self._workers.give(self._lanes.take(now), len(self._lanes.under_way))
@@ -236,8 +233,7 @@ class Delivery:
         return where == lane.chat_id
 
     def _expire_old(self, lane: Lane) -> bool:
-        """Give up what has grown too old, wherever it stands; whether there was any. A parked lane is taken for
-        nothing else."""
+        """Give up what has grown too old, wherever it stands; whether there was any. All a parked lane is taken for."""
         with self._changed:
             old = [entry_id for entry_id in (*lane.replies, *lane.notifications)
                    if self._is_too_old(entry_id) and entry_id not in self._unrecorded]
@@ -447,12 +443,8 @@ class Delivery:
         with self._changed:
             _, user = self._queued.pop(entry_id)
             if user:
-                self._count(user, -1)
+                self._of_user[user] -= 1
             receipt = self._receipts.pop(entry_id, None)
         self._strangers.leave(entry_id)
         if receipt:
             receipt.settle(outcome)
-
-    def _count(self, user: str, messages: int) -> None:
-        if count := self._of_user.pop(user, 0) + messages:
-            self._of_user[user] = count

@@ -67,7 +67,8 @@ class State:
         self.advanced = 0.0
         self._changes = []
         self._last_message_id = 0
-        self._last_update_id = 100_000_000
+        # As Telegram's, they go on over a restart: a bot keeps its offset, and would take lower ones for read.
+        self._last_update_id = int(time.time()) - 1_000_000_000
         self._last_file = 0
         self._kept_bytes = 0
         self._last_query_id = 4_000_000_000_000

@@ -13,6 +13,7 @@ import time
 import pytest
 
 import links
+from chat import MAX_AT_WORK_PER_CHAT
 from live import TOKEN, Bot, Telegram, png, until
 from polling import MAX_HANDLERS
 from replies import MAX_WAITING_PER_CHAT
@@ -360,12 +361,12 @@ def test_who_asks_too_much_at_once_holds_nobody_up(bot, telegram, linked, script
     for _ in range(12):
         telegram.types(linked, "/status")
     until(lambda: telegram.texts(linked).count(
-        "One thing after the other, please: I am still at what you asked before.") == 8)
+        "One thing after the other, please: I am still at what you asked before.") == 12 - MAX_AT_WORK_PER_CHAT)
     other = next(CHATS)
     telegram.person(other)
     assert "linked to nobody" in ask(telegram, other, "/whoami")[0]["text"]
     scripts.hold.set()
-    until(lambda: sum("a.py" in text for text in telegram.texts(linked)) == 4, 20)
+    until(lambda: sum("a.py" in text for text in telegram.texts(linked)) == MAX_AT_WORK_PER_CHAT, 20)
 
 
 def test_an_answer_that_trickles_in_ends_at_the_deadline(tmp_path):
