@@ -18,7 +18,7 @@ help:
 	@echo "make uninstall   remove what was installed; settings and data are kept"
 
 demo:
-	@$(PYTHON) demo.py $(if $(ONCE),--once)
+	@$(PYTHON) tests/telegram/demo.py $(if $(ONCE),--once)
 
 install uninstall:
 	@./install.sh $@
@@ -38,7 +38,7 @@ bench: .venv-bench/stamp
 
 chaos:
 	@PYTHON=$(PYTHON) tests/prepare.sh
-	@PATH="$$PATH:/usr/sbin:/sbin" PYTHONPATH=src:tests .venv-test/bin/python -m chaos $(CAMPAIGN) --long \
+	@PATH="$$PATH:/usr/sbin:/sbin" PYTHONPATH=.:tests:tests/support .venv-test/bin/python -m chaos $(CAMPAIGN) --long \
 		$(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
 clean:

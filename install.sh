@@ -65,24 +65,32 @@ changed() { # changed PATTERN
     grep -q -- "$1" "$work/changed"
 }
 
-remove_old_modules() { # what an earlier version had and this one has not
-    for file in "$modules"/*.py; do
-        name=${file##*/}
-        if [ -e "$file" ] && [ ! -e "src/$name" ]; then
-            rm -f -- "$file" "$modules/__pycache__/${name%.py}".*.pyc
+installed_modules() { # what is installed of the checkout below $modules
+    printf '%s\n' VERSION notify_bot.py notify_runner.py notify_scripts.py webapp_telegram.py
+    find bot common runner webapp -type f ! -name '*.pyc'
+}
+
+remove_old_files() { # what an earlier version had and this one has not
+    [ -d "$modules" ] || return 0
+    installed_modules >"$work/modules"
+    find "$modules" -type f ! -name '*.pyc' | while read -r file; do
+        name=${file#"$modules"/}
+        if ! grep -qxF -- "$name" "$work/modules"; then
+            stem=${file##*/}
+            rm -f -- "$file" "${file%/*}/__pycache__/${stem%.py}".*.pyc
             echo "$file" >>"$work/changed"
             echo "removed $file"
         fi
     done
+    find "$modules" -mindepth 1 -depth -type d -empty -delete
 }
 
 install_files() {
-    remove_old_modules
-    for file in src/*; do
-        [ -f "$file" ] || continue
+    remove_old_files
+    for file in $(installed_modules); do
         mode=644
         [ "$(head -c 2 "$file" | tr -d '\0')" = '#!' ] && mode=755
-        put_bytes "$mode" "$file" "$modules/${file#src/}"
+        put_bytes "$mode" "$file" "$modules/$file"
     done
     # With the python that will run them; an account without write access could never cache this itself.
     /usr/bin/python3 -m compileall -q ${DESTDIR:+-s "$DESTDIR"} "$modules"

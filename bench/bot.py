@@ -10,12 +10,14 @@ import sys
 
 sys.path.insert(0, sys.argv[1])
 
-import lanes  # noqa: E402
 import notify_bot  # noqa: E402
-import sendapi  # noqa: E402
+from bot import (
+    pacing,  # noqa: E402
+    send_api,  # noqa: E402
+)
 
 if sys.argv[2] == "unpaced":
-    lanes.CHAT_PACE = (0.0, 1)
-    lanes.BOT_CALLS, lanes.BOT_SECONDS = 1000, 0.0
-sendapi.TRUSTED_GROUP = grp.getgrgid(os.getgid()).gr_name
+    pacing.CHAT_PACE = (0.0, 1)
+    pacing.BOT_CALLS, pacing.BOT_SECONDS = 1000, 0.0
+send_api.TRUSTED_GROUP = grp.getgrgid(os.getgid()).gr_name
 sys.exit(notify_bot.main([]))

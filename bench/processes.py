@@ -189,7 +189,7 @@ class Telegram:
     def __init__(self, place, chats, limits="off"):
         ready = place.new("telegram") / "url"
         self._process = subprocess.Popen(
-            [PYTHON, "-EsS", place.modules / "notify_sandbox.py", "--token", TOKEN, "--limits", limits,
+            [PYTHON, "-EsS", CHECKOUT / "tests/telegram", "--token", TOKEN, "--limits", limits,
              "--ready-file", ready], stdout=subprocess.DEVNULL)
         until(ready.exists, what="the sandbox is up")
         self.url, self.chats = ready.read_text().strip(), chats

@@ -66,9 +66,9 @@ prepare_analyst() {
 # Clients of the send API that others write with; commands.txt says that their tests need npm.
 prepare_node() {
     command -v npm >/dev/null || return 0
-    cmp -s tests/node/package-lock.json tests/node/node_modules/stamp && return
-    (cd tests/node && npm ci --no-audit --no-fund --ignore-scripts --loglevel=error)
-    cp tests/node/package-lock.json tests/node/node_modules/stamp
+    cmp -s tests/support/node/package-lock.json tests/support/node/node_modules/stamp && return
+    (cd tests/support/node && npm ci --no-audit --no-fund --ignore-scripts --loglevel=error)
+    cp tests/support/node/package-lock.json tests/support/node/node_modules/stamp
 }
 
 # Every package is pinned, so nothing is resolved. Warnings would hide the lines that matter; errors are shown.

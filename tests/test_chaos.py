@@ -19,7 +19,7 @@ NEEDS_GCC = pytest.mark.needs("gcc")  # for faults.c
 
 
 def start(name):
-    path = os.pathsep.join(str(CHECKOUT / folder) for folder in ("src", "tests"))
+    path = os.pathsep.join(str(CHECKOUT / folder) for folder in (".", "tests", "tests/support"))
     return subprocess.Popen([sys.executable, "-m", "chaos", name, "--seed", SEED], stdout=subprocess.PIPE, text=True,
                             stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path})
 

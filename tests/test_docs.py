@@ -9,19 +9,14 @@ import sys
 
 import pytest
 
-import chat
-import contract
-import lanes
-import links
 import notify_scripts
-import outbox
-import polling
-import service
-import unixhttp
+from bot import chat, http_server, outbox, pacing, polling
+from common import links, log, script_output, settings
 from documents import CHECKOUT, NAMES, blocks, code_spans, commands, prose, tables, text_of
 from live import ME, Bot, Telegram, until
 
-SOURCES = {path.name: path.read_text() for path in sorted((CHECKOUT / "src").glob("*.py"))}
+SOURCES = {path.name: path.read_text() for folder in (".", "bot", "common", "runner", "webapp")
+           for path in sorted((CHECKOUT / folder).glob("*.py"))}
 ALL_SOURCES = "\n".join(SOURCES.values())
 ADMIN, GUIDE, ARCHITECTURE = "docs/telegram_bot.md", "docs/notifications.md", "docs/ARCHITECTURE.md"
 SCRIPTS_UNIT = text_of("units/system/notify-scripts@.service")
@@ -56,10 +51,10 @@ def test_settings_named_are_read_and_modules_named_are_there(name):
 
 def test_the_administrator_is_told_every_setting():
     read = r'environment(?:\.get\(|\.pop\(|, )"((?:NOTIFY|TELEGRAM)_[A-Z_]+)"'
-    settings = set(re.findall(read, SOURCES["service.py"]))
+    settings = set(re.findall(read, SOURCES["settings.py"] + SOURCES["systemd.py"]))
     rows = {code_spans(row[0])[0]: row[1] for row in tables(ADMIN) if row[0].startswith(("`NOTIFY", "`TELEGRAM"))}
     assert set(rows) == settings
-    defaults = service.Settings({})
+    defaults = settings.bot_settings({})
     assert rows["TELEGRAM_API_URL"] == f"`{defaults.api_url}`"
     for setting, value in (("NOTIFY_DATA_DIR", defaults.data_dir), ("NOTIFY_SCRIPTS_DIR", defaults.scripts_dir),
                            ("NOTIFY_WS_SOCKET", defaults.ws_socket), ("NOTIFY_BOT_SOCKET", defaults.bot_socket),
@@ -73,11 +68,11 @@ def test_the_analyst_is_told_every_command_and_field():
     named = {span[1:] for span in code_spans(guide) if re.fullmatch(r"/[a-z]+", span)}
     assert named == set(chat.COMMANDS)
     fields = [code_spans(row[0])[0] for row in tables(GUIDE) if row[0].startswith("`") and len(row) == 3]
-    assert fields == list(contract.Notification._fields)
+    assert fields == list(script_output.Notification._fields)
     cooldowns = next(row for row in tables(GUIDE) if row[0] == "`cooldown`")[1]
-    assert json.loads(code_spans(cooldowns)[-1]) == contract.DEFAULT_COOLDOWN
+    assert json.loads(code_spans(cooldowns)[-1]) == script_output.DEFAULT_COOLDOWN
     for example in code_spans(cooldowns):
-        contract.parse_cooldown(json.loads(example))
+        script_output.parse_cooldown(json.loads(example))
 
 
 def _messages():
@@ -114,12 +109,12 @@ FIGURES = [
     (ADMIN, "codes of the last {} minutes", {10: "ten"}[links.CODE_SECONDS // 60]),
     (ADMIN, "one line a message, without its text; {} days", {3: "three"}[outbox.SENT_DAYS]),
     (ADMIN, "{} days", {30: "thirty"}[outbox.FAILED_DAYS]),
-    (ADMIN, "a copy of the log of at most {} MiB", 2 * service.LOG_COPY_BYTES >> 20),
-    (ADMIN, "messages wait up to {}", {86400: "a day"}[service.Settings({}).max_age]),
+    (ADMIN, "a copy of the log of at most {} MiB", 2 * log.LOG_COPY_BYTES >> 20),
+    (ADMIN, "messages wait up to {}", {86400: "a day"}[settings.bot_settings({}).max_age]),
     (ARCHITECTURE, "each update being handled, {} at most", polling.MAX_HANDLERS),
-    (ARCHITECTURE, "up to {} workers", lanes.MAX_UNDER_WAY),
-    (ARCHITECTURE, "each connection, {} at most", unixhttp.MAX_CONNECTIONS),
-    (ARCHITECTURE, "{} for a user", unixhttp.MAX_CONNECTIONS_PER_USER),
+    (ARCHITECTURE, "up to {} workers", pacing.MAX_UNDER_WAY),
+    (ARCHITECTURE, "each connection, {} at most", http_server.MAX_CONNECTIONS),
+    (ARCHITECTURE, "{} for a user", http_server.MAX_CONNECTIONS_PER_USER),
 ]
 
 
@@ -167,7 +162,7 @@ def test_the_readme_is_one_screen_with_a_picture():
 
 
 def test_the_changelog_has_this_version():
-    assert f"\n## {service.version()}\n" in text_of("CHANGELOG.md")
+    assert f"\n## {settings.version()}\n" in text_of("CHANGELOG.md")
 
 
 @pytest.mark.parametrize("name", ["README.md", GUIDE])
@@ -176,7 +171,7 @@ def test_scripts_shown_keep_the_contract(name):
     assert scripts
     for block in scripts:
         run = subprocess.run([sys.executable, "-I", "-c", block.text], capture_output=True, check=True, timeout=30)
-        assert contract.parse_output(run.stdout).notify
+        assert script_output.parse_output(run.stdout).notify
 
 
 @pytest.fixture
@@ -197,7 +192,7 @@ def running(tmp_path):
 @pytest.mark.parametrize("name", [GUIDE, ADMIN])
 def test_curl_commands_work(name, running, tmp_path):
     bot, telegram = running
-    shutil.copy(CHECKOUT / "src" / "sample_chart.png", tmp_path / "chart.png")
+    shutil.copy(CHECKOUT / "bot" / "sample_chart.png", tmp_path / "chart.png")
     lines = [command for block in blocks(name, "console") for _, command in commands(block) if "curl" in command]
     assert lines
     for line in lines:

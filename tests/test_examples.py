@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-import contract
-import markdown
+from common import markdown, script_output
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ALL = sorted(EXAMPLES.glob("*.py"))
@@ -27,7 +26,7 @@ class Analyst:
         self.scripts = home / "user" / "notifications"
         self.scripts.mkdir(parents=True)
 
-    def run(self, example, **values) -> contract.Notification:
+    def run(self, example, **values) -> script_output.Notification:
         """What an example says, with the values at its top replaced."""
         source = (EXAMPLES / f"{example}.py").read_text()
         for name, value in values.items():
@@ -39,7 +38,7 @@ class Analyst:
         run = subprocess.run([sys.executable, "-I", script], env=environment, cwd=self.home, capture_output=True,
                              timeout=30, check=True)
         assert run.stderr == b""
-        found = contract.parse_output(run.stdout)
+        found = script_output.parse_output(run.stdout)
         markdown.parse(found.message)
         return found
 
@@ -217,7 +216,7 @@ def test_disk_use_leaves_only_its_picture(analyst):
 
 
 def test_the_sample_chart_is_a_small_png():
-    picture = (EXAMPLES.parent / "src" / "sample_chart.png").read_bytes()
+    picture = (EXAMPLES.parent / "bot" / "sample_chart.png").read_bytes()
     assert picture.startswith(b"\x89PNG\r\n\x1a\n")
     assert len(picture) <= 40_000
     assert struct.unpack_from(">2I", picture, 16) == (900, 500)

@@ -5,13 +5,9 @@ import re
 
 import pytest
 
-import lanes
-import polling
-import runs
-import unixhttp
-import webapi
+from bot import http_server, pacing, page_api, polling, runs
+from common.service import Settings
 from machine import CHECKOUT
-from service import Settings
 
 UNITS = sorted(path for folder in ("system", "user") for path in (CHECKOUT / "units" / folder).iterdir())
 SYSTEM = [path.name.replace("@", "@alice") for path in UNITS if path.parent.name == "system"]
@@ -42,7 +38,7 @@ def test_programs_of_units_exist():
         # Debian's: fcgiwrap, where nginx serves the link page, and what makes the analysts' folders.
         if command and command not in ("/usr/sbin/fcgiwrap", "/usr/bin/mkdir"):
             assert command.startswith("/usr/local/lib/notify-bot/")
-            assert (CHECKOUT / "src" / command.rpartition("/")[2]).exists()
+            assert (CHECKOUT / command.rpartition("/")[2]).exists()
 
 
 def test_bot_reads_its_settings_where_the_design_says():
@@ -65,8 +61,8 @@ def test_an_administrator_may_restart_right_after_the_sockets_gave_up():
 
 
 def test_all_threads_fit_into_the_limit_of_tasks():
-    most = (unixhttp.Server.max_connections + webapi.WebServer.max_connections + polling.MAX_HANDLERS
-            + runs.MAX_PAGE_RUNS + lanes.MAX_UNDER_WAY + 10)
+    most = (http_server.Server.max_connections + page_api.WebServer.max_connections + polling.MAX_HANDLERS
+            + runs.MAX_PAGE_RUNS + pacing.MAX_UNDER_WAY + 10)
     assert most <= int(Unit(CHECKOUT / "units/system/notify-bot.service")["Service"]["TasksMax"])
 
 

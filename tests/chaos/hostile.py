@@ -15,7 +15,7 @@ from chaos import inputs
 from chaos.inputs import batches, drawn
 from chaos.kill import check_log, crowd, queued, users
 from chaos.telegram import Hostile
-from contract import ContractError, parse_output
+from common.script_output import ContractError, parse_output
 from live import ME, Bot, until
 
 SHORT_ROUNDS, LONG_ROUNDS = 2000, 100_000

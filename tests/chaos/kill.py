@@ -31,7 +31,7 @@ class Senders:
     def __init__(self, bot, seed, names, processes=3):
         self.ledger = bot.folder / "ledger"
         photo = bot.folder / "photo.png"
-        shutil.copy(Path(__file__).parents[2] / "src" / "sample_chart.png", photo)
+        shutil.copy(Path(__file__).parents[2] / "bot" / "sample_chart.png", photo)
         self.processes = [subprocess.Popen(
             [sys.executable, LOAD, bot.socket_path, self.ledger, str(seed), *names[number::processes]],
             env={**os.environ, "CHAOS_PHOTO": str(photo)}) for number in range(min(processes, len(names)))]

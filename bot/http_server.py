@@ -1,0 +1,419 @@
+"""HTTP/1.1 over AF_UNIX: a server that knows who is calling, and a client.
+
+A connection has a thread of its own, and both are bounded: so many in all, so many for one user, so long for a
+request to arrive. A client that trickles its bytes holds its own connection until the deadline and nothing else.
+"""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import http.server
+import io
+import json
+import logging
+import os
+import socket
+import socketserver
+import stat
+import struct
+import threading
+import time
+from contextlib import suppress
+from http import HTTPStatus
+
+from bot import http_request
+from bot.refusals import Refusals
+from common import bounded_json
+from common.problem import Problem
+
+log = logging.getLogger("http")
+
+MAX_CONNECTIONS = 512
+MAX_CONNECTIONS_PER_USER = 32
+FIRST_CONNECTIONS = 64  # the last of all, for users who have none, root and the service's own account
+ROOT_CONNECTIONS = 16  # the last of these, for root and the service's own account
+FREE_BODY_BYTES = 64 << 10
+MAX_BODIES_PER_USER = 2 << 20
+MAX_BODIES = 8 << 20
+MAX_JSON_ITEMS = 10_000
+HEADER_SECONDS = 10
+BODY_SECONDS = 60
+IDLE_SECONDS = 60
+ANSWER_SECONDS = 10
+LINGER_SECONDS = 2
+FRESH_SECONDS = 1
+SO_PEERGROUPS = 59  # <asm-generic/socket.h>; the socket module has no name for it
+
+# JSON may take thirty times its size while it is an object, so few are parsed at a time.
+_PARSING = threading.Semaphore(2)
+_NO_ROOM_BODY = b'{"ok": false, "error": "too many connections are open"}\n'
+_NO_ROOM = (b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(_NO_ROOM_BODY) + _NO_ROOM_BODY)
+_FRESH, _SERVING, _IDLE = "fresh", "serving", "idle"
+
+
+class Peer:
+    """Who is at the other end of a connection, as the kernel recorded it at connect(2) (unix(7))."""
+
+    __slots__ = ("pid", "uid", "gid", "groups")
+
+    def __init__(self, connection: socket.socket):
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        self.pid, self.uid, self.gid = struct.unpack("3i", credentials)
+        self.groups = {self.gid, *_peer_groups(connection)}
+
+
+def _peer_groups(connection: socket.socket) -> tuple:
+    size = 256
+    while size <= 1 << 18:
+        try:
+            raw = connection.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, size)
+            return struct.unpack(f"{len(raw) // 4}I", raw)
+        except OSError as error:
+            if error.errno != errno.ERANGE:
+                return ()
+            size *= 4
+    return ()
+
+
+class _Reader(io.RawIOBase):
+    """The bytes of a connection, until a deadline."""
+
+    def __init__(self, connection: socket.socket):
+        self._connection = connection
+        self._deadline = 0.0
+
+    def expect(self, seconds: float) -> None:
+        self._deadline = time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._connection.settimeout(left)
+        return self._connection.recv_into(buffer)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """One connection. A subclass has `routes`: `{path: {method: function(self)}}`, where a function answers
+    with `self.answer` or raises Problem, and reads its body with `self.body` or `self.body_chunks`. HEAD is
+    answered where GET is. Names in `self.headers` are in lower case; `self.length` is None for a chunked body."""
+
+    protocol_version = "HTTP/1.1"
+    routes: dict = {}
+
+    def setup(self):
+        self.connection = self.request
+        self.peer = Peer(self.connection)
+        self._reader = _Reader(self.connection)
+        self.rfile = io.BufferedReader(self._reader, 16384)
+        self.unread, self.command, self.request_version = 0, None, self.protocol_version
+        self._reserved = 0
+
+    def finish(self):
+        """Close so that a client still sending gets to read its answer: closing at once would reset it."""
+        if not self.unread:
+            return
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            self._reader.expect(LINGER_SECONDS)
+            while self._reader.readinto(bytearray(FREE_BODY_BYTES)):
+                pass
+
+    def handle(self):
+        self.close_connection = False
+        try:
+            # One request is served however late it is: whoever was let in before the end was let in.
+            while True:
+                self.handle_one_request()
+                if self.close_connection or self.server.stopping.is_set():
+                    break
+        except OSError as error:
+            log.debug("connection of uid %d ended: %r", self.peer.uid, error)
+
+    def handle_one_request(self):
+        self.close_connection = True  # until a whole request has been understood
+        self.unread, self.command = 0, None
+        self._reader.expect(IDLE_SECONDS)
+        # One empty line may come before a request (RFC 9112, 2.2).
+        blank = self.rfile.read(2) if self.rfile.peek(1)[:1] == b"\r" else b""
+        if not self.rfile.peek(1):
+            return
+        self.server.busy(self.connection)
+        try:
+            self._reader.expect(HEADER_SECONDS)
+            if blank not in (b"", b"\r\n"):
+                raise Problem(400, "a line does not end with CR and LF", close=True)
+            self._serve()
+        except Problem as problem:
+            self.unread = self.unread or problem.close
+            self.problem(problem.status, str(problem), problem.headers, problem.close)
+        except TimeoutError:
+            self.problem(408, "the request did not arrive in time", close=True)
+        finally:
+            self.server.idle(self.connection)
+
+    def _serve(self):
+        head = http_request.read_head(self.rfile)
+        self.command, self.path, self.request_version, self.headers, self.length = head
+        connection = {part.strip().lower() for part in self.headers.get("connection", "").split(",")}
+        self.close_connection = "close" in connection or (head.version == "HTTP/1.0" and "keep-alive" not in connection)
+        self.unread = 1 if head.length is None else head.length
+        try:
+            self._check_head()
+            self._route()(self)
+        finally:
+            self.release_body()
+
+    def _check_head(self) -> None:
+        expected = self.headers.get("expect", "").lower()
+        if expected not in ("", "100-continue"):
+            raise Problem(417, "nothing but 100-continue can be expected here", close=True)
+        self._expects_continue = expected != "" and self.request_version != "HTTP/1.0"
+        if self.headers.get("content-encoding", "identity").lower() != "identity":
+            raise Problem(415, "send the body as it is, without a Content-Encoding",
+                              {"Accept-Encoding": "identity"}, close=True)
+
+    def _route(self):
+        path = self.path.partition("?")[0]
+        methods = self.routes.get(path)
+        if methods is None:
+            raise Problem(404, f"there is no {path[:80]} here, only {', '.join(self.routes)}")
+        method = "GET" if self.command == "HEAD" else self.command
+        if method not in methods:
+            allowed = [*methods, "HEAD"] if "GET" in methods else methods
+            raise Problem(405, f"{path} takes {' and '.join(allowed)}", {"Allow": ", ".join(allowed)})
+        return methods[method]
+
+    def body(self, limit: int) -> bytearray:
+        """The whole body, in memory, which is bounded for each user and in all; 503 where there is no room.
+
+        The room is kept until `release_body`, or the answer."""
+        data = bytearray()
+        for piece in self.body_chunks(limit):
+            data += piece
+            if len(data) > FREE_BODY_BYTES and not self._reserved:
+                self._reserved = self.server.reserve(self.peer.uid, limit if self.length is None else self.length)
+        return data
+
+    def release_body(self) -> None:
+        """Give the room of the body back: nothing refers to it, or to what was read from it, any more."""
+        self.server.release(self.peer.uid, self._reserved)
+        self._reserved = 0
+
+    def body_chunks(self, limit: int):
+        """The body in pieces, none of them over 64 KiB; 413 over `limit`, before a byte of it is read where that can
+        be known."""
+        if self.length is not None and self.length > limit:
+            raise Problem(413, f"the body is over {limit} bytes", close=True)
+        if self._expects_continue and self.unread:
+            self.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._reader.expect(BODY_SECONDS)
+        if self.length is None:
+            yield from http_request.read_chunks(self.rfile, limit)
+        else:
+            yield from http_request.read_exactly(self.rfile, self.length)
+        self.unread = 0
+
+    def json_object(self, limit: int) -> dict:
+        """The JSON object that the body is; 400 where it is none."""
+        # What clients say by default, such as curl with --data, is let pass.
+        kind = self.headers.get("content-type", "").lower()
+        if kind.startswith(("multipart/", "image/")):
+            raise Problem(415, f"{self.path[:80]} takes JSON, not {kind.partition(';')[0][:80]}")
+        data = self.body(limit)
+        try:
+            with _PARSING:
+                document = bounded_json.loads(data, limit, MAX_JSON_ITEMS)
+        except ValueError as error:
+            raise Problem(400, f"the body is not JSON: {error}") from None
+        if not isinstance(document, dict):
+            raise Problem(400, "the body is not a JSON object")
+        return document
+
+    def answer(self, status: int, body: dict | bytes, headers: dict | None = None,
+               content_type: str = "application/json"):
+        """Answer in one write. A body that was not read ends the connection."""
+        data = body if isinstance(body, bytes) else json.dumps(body, ensure_ascii=False).encode() + b"\n"
+        if self.unread or self.server.stopping.is_set():
+            self.close_connection = True
+        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", f"Date: {self.date_time_string()}",
+                 f"Content-Type: {content_type}", f"Content-Length: {len(data)}"]
+        lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+        if self.close_connection:
+            lines.append("Connection: close")
+        elif self.request_version == "HTTP/1.0":
+            lines.append("Connection: keep-alive")
+        head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
+        self.connection.settimeout(ANSWER_SECONDS)
+        self.connection.sendall(head if self.command == "HEAD" else head + data)
+
+    def problem(self, status: int, message: str, headers: dict | None = None, close: bool = False):
+        if close:
+            self.close_connection = True
+        self.server.refusals.note(self.peer.uid, f"{status} {message}")
+        self.answer(status, {"ok": False, "error": message}, headers)
+
+
+class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    """Serves a listening AF_UNIX socket that somebody else made. `context` is for the handlers.
+
+    `beat` is the monotonic time at which the accepting loop last came round.
+    """
+
+    daemon_threads = True
+    block_on_close = False
+    max_connections = MAX_CONNECTIONS
+    max_connections_per_user = MAX_CONNECTIONS_PER_USER
+    first_connections, root_connections = FIRST_CONNECTIONS, ROOT_CONNECTIONS
+
+    def __init__(self, listener: socket.socket, handler: type, context):
+        socketserver.BaseServer.__init__(self, listener.getsockname(), handler)
+        self.socket = listener
+        self.context = context
+        self.stopping = threading.Event()
+        self.beat = time.monotonic()
+        self._changed = threading.Condition()
+        self.refusals = Refusals()
+        self._bodies: dict[int, int] = {}
+        self._connections: dict[socket.socket, list] = {}  # [uid, state]
+
+    def service_actions(self):
+        self.beat = time.monotonic()
+        self.refusals.flush()
+
+    def verify_request(self, request, client_address):
+        uid = Peer(request).uid
+        with self._changed:
+            of_user = sum(1 for owner, _ in self._connections.values() if owner == uid)
+            if self._has_room(uid, of_user):
+                self._connections[request] = [uid, _FRESH]
+                return True
+        self.refusals.note(uid, f"503 {of_user} connections are open")
+        with suppress(OSError):
+            request.settimeout(0)
+            request.sendall(_NO_ROOM)
+        return False
+
+    def _has_room(self, uid: int, of_user: int) -> bool:
+        left = self.max_connections - len(self._connections)
+        if uid in (0, os.geteuid()):
+            return left > 0
+        if not of_user:
+            return left > self.root_connections
+        return of_user < self.max_connections_per_user and left > self.first_connections
+
+    def reserve(self, uid: int, size: int) -> int:
+        """Room for a body of `size` bytes until its request is answered; raises Problem where there is none."""
+        with self._changed:
+            of_user, in_all = self._bodies.get(uid, 0), sum(self._bodies.values())
+            if of_user + size > MAX_BODIES_PER_USER or in_all + size > MAX_BODIES:
+                raise Problem(503, "too many large requests are being served", {"Retry-After": "1"}, close=True)
+            self._bodies[uid] = of_user + size
+        return size
+
+    def release(self, uid: int, size: int) -> None:
+        if size:
+            with self._changed:
+                self._bodies[uid] -= size
+                if not self._bodies[uid]:
+                    del self._bodies[uid]
+
+    def shutdown_request(self, request):
+        with self._changed:
+            self._connections.pop(request, None)
+            self._changed.notify_all()
+        request.close()
+
+    def busy(self, connection):
+        with self._changed:
+            self._connections[connection][1] = _SERVING
+
+    def idle(self, connection):
+        with self._changed:
+            self._connections[connection][1] = _IDLE
+            self._changed.notify_all()
+
+    def handle_error(self, request, client_address):
+        log.exception("a request ended in an error of ours")
+        with suppress(OSError):
+            request.sendall(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+    def stop_accepting(self) -> None:
+        """Take no more connections and end those on which nothing is asked. Returns when that is so.
+
+        Who was let in a moment ago has FRESH_SECONDS to say what for; the next service could not hear it."""
+        self.stopping.set()
+        self.shutdown()
+        self.refusals.flush(0)
+        with self._changed:
+            self._changed.wait_for(lambda: _FRESH not in (state for _, state in self._connections.values()),
+                                   FRESH_SECONDS)
+            for connection, (_, state) in self._connections.items():
+                if state != _SERVING:
+                    with suppress(OSError):
+                        connection.shutdown(socket.SHUT_RD)
+
+    def drain(self, seconds: float) -> bool:
+        """Wait until the requests that have begun are answered; False if `seconds` were too few."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._connections, seconds)
+
+
+def listen(path: os.PathLike) -> socket.socket:
+    """A listening socket at `path`, for a service started by hand.
+
+    A socket that is left over is replaced; one on which somebody answers raises OSError (EADDRINUSE).
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(2)
+            probe.connect(os.fspath(path))
+        listener.close()
+        raise OSError(errno.EADDRINUSE, "another process answers on the socket", os.fspath(path))
+    except FileNotFoundError:
+        pass
+    except ConnectionRefusedError:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            listener.close()
+            raise OSError(errno.ENOTSOCK, "something that is no socket is there", os.fspath(path)) from None
+        os.unlink(path)
+    listener.bind(os.fspath(path))
+    os.chmod(path, 0o660)
+    # A client with a timeout does not wait for room in the backlog: its connect(2) fails at once with EAGAIN.
+    listener.listen(4096)
+    return listener
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, path: os.PathLike, timeout: float):
+        super().__init__("localhost", timeout=timeout)
+        self._path = os.fspath(path)
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self.sock.settimeout(self.timeout)
+            self.sock.connect(self._path)
+        except BaseException:
+            self.sock.close()
+            raise
+
+
+def request(socket_path: os.PathLike, method: str, path: str, body: bytes = b"", headers: dict | None = None,
+            timeout: float = 10) -> tuple:
+    """One request: `(status, headers, body)`. Raises OSError where there was no whole answer."""
+    connection = _Connection(socket_path, timeout)
+    try:
+        connection.request(method, path, body, headers or {})
+        response = connection.getresponse()
+        return response.status, response.headers, response.read()
+    except http.client.HTTPException as error:
+        raise ConnectionError(f"no HTTP answer on {socket_path}: {error!r}") from error
+    finally:
+        connection.close()

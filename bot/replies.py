@@ -1,0 +1,63 @@
+"""What the bot writes in a chat on its own: through the outbox, and once for a key, however often it is asked for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from bot.message import photo_name, whole
+from common.links import Link, uid_of
+
+MAX_WAITING_PER_CHAT = 20
+SAMPLE_TITLE = "Sample notification"
+
+
+class Replies:
+    """Accepts messages for delivery. Threads may share it."""
+
+    def __init__(self, outbox, delivery):
+        self._outbox, self._delivery = outbox, delivery
+
+    def are_full(self, chat_id: int) -> bool:
+        """Whether so many replies wait for a chat that nothing more is to be done there which brings one."""
+        return self._delivery.replies(chat_id) >= MAX_WAITING_PER_CHAT
+
+    def identify(self, key: str) -> str:
+        """The ID of what was written under a key."""
+        return self._outbox.identify(key)
+
+    def tell(self, key: str, chat_id: int, text: str, parse_mode: str = "Markdown", title: str = "",
+             buttons: list = (), picture=None, picture_name: str = "", user: str | None = None,
+             script: str = "", reply: bool = True):
+        """Write in a chat, once a day for the same key. The receipt, None where it was written before.
+
+        `picture` is a binary file; `user` is whose desktop is to show the message too. A reply goes ahead of
+        notifications. Raises OutboxError, and OSError where the picture cannot be written.
+        """
+        message = {"title": whole(title), "text": whole(text), "parse_mode": parse_mode, "buttons": list(buttons)}
+        fields = {"chat_id": chat_id, "reply": reply, "user": user, "uid": uid_of(user) if user else None,
+                  "script": script, "message": message}
+        with self._outbox.claim(key) as (entry_id, found):
+            if found is not None:
+                return None
+            if picture is None:
+                return self._delivery.submit(self._outbox.add(entry_id, fields))
+            with self._outbox.upload(user) as file:
+                shutil.copyfileobj(picture, file)
+                file.flush()
+                os.fsync(file.fileno())
+                message["photo_size"] = file.tell()
+                file.seek(0)
+                message["photo"] = photo_name(file.read(8), picture_name)
+                if message["photo"] is None:
+                    message["text"] += "\n\n(Its image is not a PNG or JPEG, and is left out.)"
+                return self._delivery.submit(self._outbox.add(entry_id, fields, file if message["photo"] else None))
+
+    def sample(self, key: str, link: Link, **options):
+        """Show the owner of a link what a notification looks like; as `tell`."""
+        path = Path(__file__).with_name("sample_chart.png")
+        with open(path, "rb") as picture:
+            return self.tell(key, link.chat_id, f"This is how a notification looks, `{link.user}`: a *title*, a "
+                             "_message_, and a picture if the script makes one.", title=SAMPLE_TITLE,
+                             picture=picture, picture_name=path.name, **options)

@@ -1,0 +1,319 @@
+"""The Telegram Bot API over HTTPS, on connections that are kept open.
+
+Every call ends in a result or in one of two errors: TelegramError is Telegram's own answer, TelegramUnreachable
+says that there was none, and whether the request may have been carried out all the same. The token is part of
+each URL, so no URL and no exception that holds one leaves this module.
+"""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import io
+import json
+import os
+import re
+import secrets
+import select
+import threading
+import time
+import urllib.parse
+from contextlib import suppress
+
+from common import bounded_json
+
+CONNECT_SECONDS = 10
+ANSWER_SECONDS = 30  # without a byte
+CALL_SECONDS, FLOOR_BYTES = 60, 32 << 10  # the deadline of a call: so long, and a second more for so many bytes
+LONGEST_REST_SECONDS = 86400
+IDLE_SECONDS = 50
+MAX_ANSWER_BYTES, MAX_ANSWER_ITEMS = 1 << 20, 50_000  # a message with 100 entities, and one it replies to, are 64 KiB
+# 100 updates, each with 100 entities, and as many in what it replies to, take 200,000.
+MAX_UPDATES_BYTES, MAX_UPDATES_ITEMS = 16 << 20, 500_000
+# All of a description: in others Telegram quotes what a user has sent, such as the URL of a button.
+_TOO_MANY = re.compile(r'(?:Bad Request: (?:failed to send message #\d+ with the error message ")?)?'
+                       r'Too Many Requests: retry after (\d{1,9})"?')
+
+
+class TelegramError(Exception):
+    """Telegram answered and said no. `code` is its error_code; `retry_after` (seconds) and `migrate_to` (chat id)
+    are from ResponseParameters, or None."""
+
+    def __init__(self, code: int, description: str, retry_after: int | None = None, migrate_to: int | None = None):
+        super().__init__(f"{code} {description}")
+        self.code = code
+        self.description = description
+        self.retry_after = retry_after
+        self.migrate_to = migrate_to
+
+
+class TelegramUnreachable(Exception):
+    """There was no answer of Telegram's. `unknown`: the request may have been carried out."""
+
+    def __init__(self, reason: str, unknown: bool):
+        super().__init__(reason)
+        self.unknown = unknown
+
+
+def call_seconds(size: int) -> float:
+    """How long a call whose request has `size` bytes may take."""
+    return CALL_SECONDS + size / FLOOR_BYTES
+
+
+class TelegramAPI:
+    """Calls methods for one bot. Threads may share it; a call has a connection to itself while it lasts."""
+
+    def __init__(self, token: str, base_url: str):
+        url = urllib.parse.urlsplit(base_url)
+        self._secure = url.scheme == "https"
+        self._host, self._port = url.hostname, url.port
+        self._path = f"{url.path}/bot{token}/"
+        host = url.netloc.rpartition("@")[2]
+        self._host_header = host if host.isascii() else host.encode("idna").decode()
+        self._context = None
+        self._lock = threading.Lock()
+        self._idle: list[tuple[float, http.client.HTTPConnection]] = []
+        self._in_use: set[http.client.HTTPConnection] = set()
+        self._closed = False
+        self.succeeded_at = float("-inf")  # monotonic, the latest of all calls
+
+    def call(self, method: str, params: dict | None = None, files: dict | None = None,
+             timeout: float | None = None):
+        """The `result` of a Bot API method. `files` is `{parameter: (filename, bytes or open file)}`. Without a
+        `timeout` each byte is waited for ANSWER_SECONDS. The whole call has a deadline by its size, see `call_seconds`,
+        and fails at it, however steadily the bytes trickle.
+
+        Raises OSError where a file cannot be read."""
+        if files:
+            body, headers = _multipart(params or {}, files)
+        else:
+            body = json.dumps(params or {}).encode()
+            headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+        connection = self._take(ANSWER_SECONDS if timeout is None else timeout)
+        connection.deadline = time.monotonic() + (timeout or 0) + call_seconds(int(headers["Content-Length"]))
+        try:
+            status, headers, data = self._exchange(connection, method, body, headers)
+        except BaseException:
+            self._drop(connection)
+            raise
+        self._give_back(connection)
+        result = _result(status, headers, data, *_bounds(method))
+        self.succeeded_at = time.monotonic()
+        return result
+
+    def close(self) -> None:
+        """End every connection; calls under way fail with TelegramUnreachable, later ones too."""
+        with self._lock:
+            self._closed = True
+            connections = [connection for _, connection in self._idle] + list(self._in_use)
+            self._idle.clear()
+        for connection in connections:
+            sock = connection.sock
+            if sock is not None:
+                with suppress(OSError):
+                    sock.shutdown(2)
+
+    def _exchange(self, connection, method: str, body, headers: dict) -> tuple:
+        try:
+            if connection.sock is None:
+                connection.connect()
+        except (OSError, UnicodeError) as error:
+            raise TelegramUnreachable(f"cannot connect: {_reason(error)}", unknown=False) from None
+        try:
+            written = False
+            # A front end that refuses a large body answers and closes while it is still being written.
+            with suppress(BrokenPipeError, ConnectionResetError):
+                self._write(connection, method, body, headers)
+                written = True
+            response = http.client.HTTPResponse(_Answer(connection), method="POST")
+            response.begin()
+            data = response.read(_bounds(method)[0])
+            if response.length or (response.chunked and not response.isclosed()):
+                raise http.client.IncompleteRead(b"")
+            if response.will_close or not written:
+                connection.close()
+            return response.status, response.headers, data
+        except (OSError, http.client.HTTPException) as error:
+            raise TelegramUnreachable(f"no answer to {method}: {_reason(error)}", unknown=True) from None
+
+    def _write(self, connection, method: str, body, headers: dict) -> None:
+        """The request; one without a file in one write, where http.client has one for the head and one for the body."""
+        lines = [f"POST {self._path}{method} HTTP/1.1", f"Host: {self._host_header}",
+                 *(f"{name}: {value}" for name, value in headers.items())]
+        head = "\r\n".join(lines).encode("ascii") + b"\r\n\r\n"
+        if isinstance(body, bytes):
+            connection.write(head + body)
+            return
+        connection.write(head)
+        for chunk in body:
+            connection.write(chunk)
+
+    def _take(self, timeout: float):
+        with self._lock:
+            if self._closed:
+                raise TelegramUnreachable("shutting down", unknown=False)
+            while self._idle:
+                since, connection = self._idle.pop()
+                if time.monotonic() - since < IDLE_SECONDS and not _is_readable(connection.sock):
+                    break
+                connection.close()
+            else:
+                connection = self._connection()
+            self._in_use.add(connection)
+        connection.timeout = timeout
+        return connection
+
+    def _connection(self):
+        if not self._secure:
+            return _Connection(self._host, self._port)
+        if self._context is None:
+            import ssl
+            self._context = ssl.create_default_context()
+        return _SecureConnection(self._host, self._port, context=self._context)
+
+    def _give_back(self, connection) -> None:
+        with self._lock:
+            self._in_use.discard(connection)
+            if connection.sock is not None and not self._closed:
+                self._idle.append((time.monotonic(), connection))
+                return
+        connection.close()
+
+    def _drop(self, connection) -> None:
+        with self._lock:
+            self._in_use.discard(connection)
+        connection.close()
+
+
+class _Patient:
+    """Connect within CONNECT_SECONDS, then wait for each byte as long as the call says, until its deadline."""
+
+    deadline = 0.0
+
+    def connect(self):
+        patience, self.timeout = self.timeout, CONNECT_SECONDS
+        try:
+            super().connect()
+        finally:
+            self.timeout = patience
+
+    def limit(self) -> None:
+        """Let the next read or write take no longer than there is time. Raises TimeoutError."""
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(errno.ETIMEDOUT, "the call took too long")
+        self.sock.settimeout(min(self.timeout, left))
+
+    def write(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            self.limit()
+            rest = rest[self.sock.send(rest):]
+
+
+class _Answer(io.RawIOBase):
+    """In the socket's place for http.client: what it reads has the call's deadline."""
+
+    def __init__(self, connection: _Patient):
+        self._connection = connection
+
+    def makefile(self, *_):
+        return io.BufferedReader(self)
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        self._connection.limit()
+        return self._connection.sock.recv_into(buffer)
+
+
+class _Connection(_Patient, http.client.HTTPConnection):
+    pass
+
+
+class _SecureConnection(_Patient, http.client.HTTPSConnection):
+    pass
+
+
+def _is_readable(sock) -> bool:
+    """An idle connection on which something can be read has been closed by the other side."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _reason(error: BaseException) -> str:
+    # Only the kind and the system's own text: an HTTPException may quote the request line.
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return type(error).__name__
+
+
+def _bounds(method: str) -> tuple[int, int]:
+    """Bytes and items of an answer. One poll is under way at a time, other calls are many."""
+    return (MAX_UPDATES_BYTES, MAX_UPDATES_ITEMS) if method == "getUpdates" else (MAX_ANSWER_BYTES, MAX_ANSWER_ITEMS)
+
+
+def _result(status: int, headers, data: bytes, most_bytes: int = MAX_ANSWER_BYTES, most_items: int = MAX_ANSWER_ITEMS):
+    try:
+        answer = bounded_json.loads(data, most_bytes, most_items)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict) or not isinstance(answer.get("ok"), bool):
+        if status == 413:
+            raise TelegramError(413, "Request Entity Too Large")
+        # A front end spoke, not the Bot API; whether the request got past it cannot be known (RFC 9110, 15.6).
+        raise TelegramUnreachable(f"HTTP {status} that is not of the Bot API", unknown=True)
+    if answer["ok"]:
+        return answer.get("result")
+    raise _error(status, headers, answer)
+
+
+def _error(status: int, headers, answer: dict) -> Exception:
+    code, parameters = answer.get("error_code"), answer.get("parameters")
+    code = code if type(code) is int else status
+    description = str(answer.get("description", ""))
+    if code >= 500:
+        return TelegramUnreachable(f"{code} {description}", unknown=True)
+    parameters = parameters if isinstance(parameters, dict) else {}
+    retry_after = _whole(parameters.get("retry_after")) or _whole(headers.get("Retry-After"))
+    if retry_after is None and (words := _TOO_MANY.fullmatch(description)):
+        retry_after = int(words[1])  # a limit met by a single upload comes as 400 with the words of a 429
+    if code == 429 or retry_after is not None:
+        retry_after = min(max(retry_after or 1, 1), LONGEST_REST_SECONDS)
+    return TelegramError(code, description, retry_after, _whole(parameters.get("migrate_to_chat_id")))
+
+
+def _whole(value) -> int | None:
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if abs(number) < 1 << 63 else None
+
+
+def _multipart(params: dict, files: dict) -> tuple:
+    """RFC 7578, as an iterable of bytes and its headers. Objects go as JSON text, as the Bot API wants them."""
+    boundary = secrets.token_hex(16)
+    pieces = []
+    for name, value in params.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        pieces.append(f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{text}\r\n'.encode())
+    for name, (filename, content) in files.items():
+        safe = "".join("_" if c in '"\\' or not c.isprintable() else c for c in filename)
+        pieces += [f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"; filename="{safe}"\r\n'
+                   "Content-Type: application/octet-stream\r\n\r\n".encode(), content, b"\r\n"]
+    pieces.append(f"--{boundary}--\r\n".encode())
+    length = sum(len(piece) if isinstance(piece, bytes) else os.fstat(piece.fileno()).st_size for piece in pieces)
+    return _chunks(pieces), {"Content-Type": f"multipart/form-data; boundary={boundary}",
+                             "Content-Length": str(length)}
+
+
+def _chunks(pieces: list):
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            yield piece
+            continue
+        while data := piece.read(1 << 18):
+            yield data
