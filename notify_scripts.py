@@ -1,12 +1,12 @@
 #!/usr/bin/python3 -IS
 """List and run the scripts of one account, as that account: `notify-scripts list|run|sync-status|serve`.
 
-This file is where the bot's wish becomes an analyst's process, so it stands alone: it imports nothing of
-the project and nothing from the environment. It gains no privilege and needs none: sudo or systemd
-(notify-scripts@USER.service) starts it as the owner of the scripts. What it holds to:
+This file is the privilege boundary between the bot and an analyst, so it stands alone: it imports nothing of the
+project and nothing from the environment. It gains no privilege and needs none: sudo or systemd
+(notify-scripts@USER.service) starts it as the owner of the scripts. Its rules:
 
 - It does not work as root, nor for an account outside the analysts' group.
-- The home is the one in the account database; $HOME is whatever a caller says.
+- The home is the one in the account database; $HOME is the caller's word.
 - A script is an entry of ~/user/notifications, never a path, and a file that only its owner can change.
 - A script's process group ends with the script, after a time, or when it prints too much.
 - On the socket only the bot's account and the owner are answered; the bytes of a picture follow the answer.
@@ -50,18 +50,16 @@ SYSTEMCTL_SECONDS = 5
 OVERDUE_SECONDS = 1800  # more than a run may wait for the runner's lock and take
 _CHUNK = 64 << 10
 _KILL_SECONDS = 5
-# What is meant for this process: a script gets the account's environment and nothing of the service's.
+# Meant for this process: a script gets the account's environment and nothing of the service's.
 _PRIVATE = ("NOTIFY_", "LISTEN_", "SUDO_", "WATCHDOG_", "CREDENTIALS_DIRECTORY", "TELEGRAM_BOT_TOKEN")
 _SHARED_TIMER = "notify-runner.timer"
 
 Account = namedtuple("Account", "uid name home scripts state")
-Account.__doc__ = """Whose scripts: `home`, the folder of scripts and the folder of their state, as Path."""
+Account.__doc__ = """The owner of scripts: `home`, the folder of scripts and the folder of their state, as Path."""
 Script = namedtuple("Script", "name stem path refused")
 Script.__doc__ = """An entry of the folder; `refused` is None, or why it is not run."""
 Run = namedtuple("Run", "stdout stderr error seconds")
-Run.__doc__ = """What a run gave: stdout as bytes, the end of stderr as text, `error` None or a predicate."""
-
-
+Run.__doc__ = """The result of a run: stdout as bytes, the end of stderr as text, `error` None or a predicate."""
 Timer = namedtuple("Timer", "next_run schedule last_trigger")
 Timer.__doc__ = """A timer of the user manager: unix seconds or None; the schedule as its unit has it."""
 NO_TIMER = Timer(None, None, None)
@@ -186,7 +184,7 @@ def _others_can_write(account: Account, path: str, status: os.stat_result) -> st
 
 
 def _has_acl(path: str) -> bool:
-    """Whether the bits of the group are the mask of an access control list, so for other accounts too (acl(5))."""
+    """True where the bits of the group are the mask of an access control list, so for other accounts too (acl(5))."""
     try:
         return bool(os.getxattr(path, "system.posix_acl_access"))
     except OSError as error:
@@ -205,14 +203,14 @@ def _private_group(account: Account, gid: int) -> bool:
 
 
 class _Output:
-    """What a script printed: all of stdout up to the limit and one read more, the end of stderr."""
+    """The output of a script: all of stdout up to the limit and one read more, the end of stderr."""
 
     def __init__(self):
         self.stdout = bytearray()
         self.stderr = bytearray()
 
     def read(self, stream, kept: bytearray) -> int:
-        """Take what is there, one read; 0 when nothing is and nothing will come. Raises BlockingIOError."""
+        """One read; 0 at the end of the stream. Raises BlockingIOError where nothing is there yet."""
         data = os.read(stream.fileno(), _CHUNK)
         kept += data
         if kept is self.stderr:
@@ -231,7 +229,7 @@ def run_script(account: Account, script: Script, timeout: float = RUN_SECONDS, s
     """Run a script to its end, at most `timeout` seconds, and end its process group with it.
 
     `stop` is a descriptor that ends the run when it becomes readable (eventfd(2)). The run is recorded in the
-    account's state unless `record` is false. What goes wrong with the script is in the answer, not raised.
+    account's state unless `record` is false. A script that fails is no exception: its error is in the answer.
     """
     started, begin = time.time(), time.monotonic()
     output = _Output()
@@ -269,7 +267,7 @@ def _environment(account: Account) -> dict:
 
 
 def _attend(process, pidfd: int, output: _Output, deadline: float, stop: int | None) -> str | None:
-    """Read until the script has ended, whoever else holds its pipes; or say why it must be ended."""
+    """Read until the script has ended, even if others still hold its pipes; the reason if it must be ended."""
     streams = {process.stdout: output.stdout, process.stderr: output.stderr}
     with selectors.DefaultSelector() as selector:
         for stream in streams:
@@ -297,7 +295,7 @@ def _attend(process, pidfd: int, output: _Output, deadline: float, stop: int | N
 
 
 def _drain(streams: dict, output: _Output) -> None:
-    """Take what the pipes hold. A child may go on writing: the largest size of a pipe (pipe(7)) bounds it."""
+    """Take the rest from the pipes. A child may go on writing: the largest size of a pipe (pipe(7)) bounds it."""
     for stream, kept in streams.items():
         with suppress(BlockingIOError):
             for _ in range(MAX_OUTPUT // _CHUNK + 1):
@@ -379,7 +377,7 @@ def _unit_escape(stem: str) -> str:
 
 
 def listing(account: Account) -> list[dict]:
-    """What `list` prints: an object a script, times in unix seconds, null for what is not known."""
+    """The output of `list`: an object a script, times in unix seconds, null if unknown."""
     scripts = list_scripts(account)
     units = {script.stem: own_timer(account, script.stem) or _SHARED_TIMER for script in scripts}
     known = _timers(account, sorted(set(units.values()))) if scripts else {}
@@ -400,7 +398,7 @@ def _listed(account: Account, script: Script, timer: Timer | None) -> dict:
 
 
 def _is_overdue(script: Script, timer: Timer, last_run: int | None) -> bool:
-    """Whether a script that is to run by a timer has not. It counts from when its file last changed."""
+    """True for a script whose timer should have run it. Its time counts from the last change of its file."""
     try:
         since = max(last_run or 0, os.stat(script.path).st_ctime)
     except OSError:
@@ -428,8 +426,8 @@ def unix_time(value) -> int | None:
 
 
 def _timers(account: Account, units: list[str]) -> dict[str, Timer] | None:
-    """What the user manager knows of timers, by unit: none where the account has no user manager. None where it
-    has one that does not answer."""
+    """The timers as the user manager knows them, by unit: none where the account has no user manager. None where
+    its manager does not answer."""
     runtime = f"/run/user/{account.uid}"
     if not os.path.exists(f"{runtime}/systemd/private"):
         return dict.fromkeys(units, NO_TIMER)
@@ -482,7 +480,7 @@ def _timespan(text: str) -> float:
 
 
 def sync_status(account: Account) -> dict:
-    """How long ago ~/server/ was brought up to date, by its mtime: seconds, and the same for a person."""
+    """The age of ~/server/ by its mtime: seconds, and the same for a person."""
     try:
         elapsed = max(0, int(time.time() - os.stat(account.home / "server/").st_mtime))
     except OSError:
