@@ -12,12 +12,12 @@ import time
 
 import pytest
 
-from bot.chat import MAX_AT_WORK_PER_CHAT
+from bot.chat import MAX_IN_PROGRESS_PER_CHAT
 from bot.polling import MAX_HANDLERS
 from bot.replies import MAX_WAITING_PER_CHAT
-from bot.scripts import ScriptsError
 from bot.scripts import ask as ask_scripts
 from common import links
+from common.problem import Problem
 from live import TOKEN, Bot, Telegram, png, until
 
 CHATS = itertools.count(777)
@@ -101,7 +101,7 @@ def test_a_chat_that_loses_its_login_to_another_is_told(bot, telegram, chat_id):
     other = next(CHATS)
     telegram.person(other, "Mallory", "mallory")
     links.Links(bot.data).redeem(code_in(ask(telegram, other, "/start")[0]), "alice", 4711)
-    until(lambda: any("What is for alice" in text and "goes to Mallory (@mallory) now" in text
+    until(lambda: any("Notifications for alice" in text and "now go to Mallory (@mallory)" in text
                       for text in telegram.texts(chat_id)))
     bot.settle()
     assert not any("no longer here" in text for text in telegram.texts(other))
@@ -274,7 +274,7 @@ def test_status_shows_the_scripts_and_run_brings_what_they_find(bot, telegram, l
     (line(ok=True, output="[1]"), "breaks the contract"),
     (line(ok=True, output='{"notify": true}'), "breaks the contract: message"),
     (line(ok=False, error="exit status 3", stderr="Traceback: *no*\n_x"),
-     "exit status 3\n\nTraceback: *no*\n_x"),
+     "exit status 3.\nTraceback: *no*\n_x\nTo see what it does: notify-runner --dry-run a.py"),
     (line(ok=False, error="it is gone"), "a.py could not be run: it is gone."),
     (line(ok=False, error="no script a.py"), "no script a.py."),
     ((b"no json\n",), "no answer"), ((b"[]\n",), "not understood"), ((b"",), "no answer"),
@@ -361,12 +361,12 @@ def test_who_asks_too_much_at_once_holds_nobody_up(bot, telegram, linked, script
     for _ in range(12):
         telegram.types(linked, "/status")
     until(lambda: telegram.texts(linked).count(
-        "One thing after the other, please: I am still at what you asked before.") == 12 - MAX_AT_WORK_PER_CHAT)
+        "Still working on your earlier requests; please wait.") == 12 - MAX_IN_PROGRESS_PER_CHAT)
     other = next(CHATS)
     telegram.person(other)
     assert "linked to nobody" in ask(telegram, other, "/whoami")[0]["text"]
     scripts.hold.set()
-    until(lambda: sum("a.py" in text for text in telegram.texts(linked)) == MAX_AT_WORK_PER_CHAT, 20)
+    until(lambda: sum("a.py" in text for text in telegram.texts(linked)) == MAX_IN_PROGRESS_PER_CHAT, 20)
 
 
 def test_an_answer_that_trickles_in_ends_at_the_deadline(tmp_path):
@@ -386,7 +386,7 @@ def test_an_answer_that_trickles_in_ends_at_the_deadline(tmp_path):
         thread.start()
         started = time.monotonic()
         try:
-            with pytest.raises(ScriptsError, match="in time"), ask_scripts(tmp_path, "alice", {"do": "list"}, 1):
+            with pytest.raises(Problem, match="in time"), ask_scripts(tmp_path, "alice", {"do": "list"}, 1):
                 pass
             assert time.monotonic() - started < 2
         finally:

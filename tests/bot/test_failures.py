@@ -5,7 +5,7 @@ import time
 import pytest
 
 from bot.failures import HOPELESS_SECONDS, Failures, is_gone
-from bot.pacing import Lanes
+from bot.pacing import ChatQueues
 from bot.telegram import TelegramError
 from common.clock import age
 from live import ME, Bot, png, until
@@ -44,14 +44,14 @@ def test_a_time_that_cannot_be_true_expires_nothing(since, now, seconds):
 
 
 def test_a_parked_lane_is_woken_for_what_is_too_old():
-    lanes = Lanes()
+    queues = ChatQueues()
     for chat in (1, 2):
-        lanes.park(chat, 1e9)
-        lanes.add(chat, f"m{chat}", False)
-    assert lanes.seconds_to_next(10.0) > 0
-    lanes.wake(lambda entry_id: entry_id == "m2")
-    assert lanes.seconds_to_next(10.0) <= 0 and lanes.take(10.0).chat_id == 2
-    assert lanes.seconds_to_next(10.0) > 0
+        queues.delay(chat, 1e9)
+        queues.add(chat, f"m{chat}", False)
+    assert queues.seconds_to_next(10.0) > 0
+    queues.wake(lambda entry_id: entry_id == "m2")
+    assert queues.seconds_to_next(10.0) <= 0 and queues.take(10.0).chat_id == 2
+    assert queues.seconds_to_next(10.0) > 0
 
 
 HASTY = """
