@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 
-from bot.failures import MAX_BACKOFF_SECONDS, Failures, Floods, backoff, is_gone, rest_left
+from bot.failures import MAX_BACKOFF_SECONDS, Failures, Floods, backoff, delay_left, is_gone
 from bot.message import LATE_SECONDS, Step, compose, message_ids_of
 from bot.metrics import Metrics
 from bot.outbox import CorruptEntry, Outbox
@@ -51,7 +51,7 @@ class Delivery:
         self._failures = Failures()
         self._floods = Floods()
         self._stopping = False
-        self._workers = Workers(self._work_once)
+        self._workers = Workers("delivery", self._work_once)
         self._receipts: dict[str, Receipt] = {}
         self._of_user: Counter[str] = Counter()
         self._queued: dict[str, tuple[float, str | None]] = {}  # time of acceptance (monotonic), user
@@ -65,8 +65,8 @@ class Delivery:
         entries = self._outbox.load()
         with self._changed:
             for entry in entries:
-                if rest := rest_left(entry):
-                    self._queues.delay(entry["chat_id"], time.monotonic() + rest)
+                if seconds := delay_left(entry):
+                    self._queues.delay(entry["chat_id"], time.monotonic() + seconds)
             for entry in entries:
                 self._enqueue(entry)
         self._scheduler.start()

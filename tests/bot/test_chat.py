@@ -274,7 +274,7 @@ def test_status_shows_the_scripts_and_run_brings_what_they_find(bot, telegram, l
     (line(ok=True, output="[1]"), "breaks the contract"),
     (line(ok=True, output='{"notify": true}'), "breaks the contract: message"),
     (line(ok=False, error="exit status 3", stderr="Traceback: *no*\n_x"),
-     "exit status 3.\nTraceback: *no*\n_x\nTo see what it does: notify-runner --dry-run a.py"),
+     "exit status 3.\nTraceback: *no*\n_x\n\nTo see what it does: notify-runner --dry-run a.py"),
     (line(ok=False, error="it is gone"), "a.py could not be run: it is gone."),
     (line(ok=False, error="no script a.py"), "no script a.py."),
     ((b"no json\n",), "no answer"), ((b"[]\n",), "not understood"), ((b"",), "no answer"),
