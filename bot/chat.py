@@ -69,13 +69,13 @@ class Chat:
 
     def stranger(self, update: dict) -> int | None:
         """The chat of an update if it is linked to nobody, 0 for an update without a chat; else None."""
-        event = _event(update, None)
+        event = _event(update)
         chat_id = event.chat_id if event else 0
         return chat_id if self._strangers.include(chat_id) else None
 
-    def handle(self, update: dict, begin) -> None:
-        """Answer an update. Calls `begin()` before work that must not be repeated."""
-        event = _event(update, begin)
+    def handle(self, update: dict) -> None:
+        """Answer an update."""
+        event = _event(update)
         if event is None or self._replies.are_full(event.chat_id):
             return
         with self._turns.take(event.chat_id) as is_free:
@@ -99,13 +99,6 @@ class Chat:
                 self._answer_press(event, str(problem))
             else:
                 self._reply(event, str(problem), parse_mode="")
-
-    def interrupted(self, update: dict) -> None:
-        """Report that a restart interrupted the run of this update, which is not repeated."""
-        event = _event(update, None)
-        if event:
-            self._reply(event, "The service was restarted while this script ran, so its result is not known. "
-                               "Press Run in /status to run it again.")
 
     def welcome(self, link: Link) -> None:
         """Say in the chat that it has been linked. Raises OutboxError."""
@@ -274,11 +267,9 @@ class Chat:
         name = next((script["name"] for script in scripts if digest(script["name"]) == pressed), None)
         if name is None:
             raise Problem(404, "This script is not there any more.")
-        with self._runs.reserved(link.user, name):
-            self._answer_press(event, f"Running {short(name)} …")
-            event.begin()
-            log.info("%s runs %s from the chat", link.user, name)
-            self._runs.run_and_tell(link, name, lambda text, **options: self._reply(event, text, **options))
+        self._runs.start(link, name, f"update:{event.update_id}")
+        log.info("%s runs %s from the chat", link.user, name)
+        self._answer_press(event, f"Running {short(name)} …")
 
     def _press(self, event: _Event, data: str) -> None:
         action, _, argument = data.partition(":")
@@ -311,14 +302,13 @@ class Chat:
 class _Event:
     """One update: its chat, its message or pressed button, and the keys of its replies."""
 
-    def __init__(self, update: dict, chat: dict, message: dict, press: dict | None, begin):
+    def __init__(self, update: dict, chat: dict, message: dict, press: dict | None):
         self.update_id = update.get("update_id")
         self.chat_id: int = chat["id"]
         self.is_group = chat.get("type", "private") != "private"
         self.chat_name = _person(chat)
         self.message = message
         self.press = press
-        self.begin = begin
         self._answers = 0
 
     def key(self) -> str:
@@ -326,7 +316,7 @@ class _Event:
         return f"update:{self.update_id}:{self._answers}"
 
 
-def _event(update: dict, begin) -> _Event | None:
+def _event(update: dict) -> _Event | None:
     """The event of an update, None for an update that cannot be answered in a chat."""
     message, press = update.get("message"), update.get("callback_query")
     if isinstance(press, dict):
@@ -336,7 +326,7 @@ def _event(update: dict, begin) -> _Event | None:
     chat = message.get("chat") if isinstance(message, dict) else None
     if not isinstance(chat, dict) or type(chat.get("id")) is not int:
         return None
-    return _Event(update, chat, message, press, begin)
+    return _Event(update, chat, message, press)
 
 
 def _person(chat: dict) -> str:

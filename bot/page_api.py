@@ -91,6 +91,7 @@ def post_run(handler: Handler) -> None:
         context.runs.start(link, name)
     except StoreError as error:
         raise unavailable(str(error)) from error
+    log.info("%s runs %s from the page", user, name)
     _answer(handler, 202)
 
 

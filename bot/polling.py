@@ -1,13 +1,12 @@
 """getUpdates: updates from Telegram, handled once each, concurrently.
 
-    polling.json   {"offset": int, "pending": {update_id: {"update": {…}, "started": bool}}}
+    polling.json   {"offset": int, "pending": {update_id: {"update": {…}}}}
 
 Updates of strangers (strangers.py) are handled one at a time, apart from the others; those without a place are dropped
 before they are recorded.
 
 An update is on disk before it is acknowledged to Telegram by the next call's `offset`, and leaves the file when it has
-been handled. After a crash it is handled again, unless it was marked as started: work that must not be repeated is
-only reported as interrupted.
+been handled. After a crash it is handled again.
 """
 
 from __future__ import annotations
@@ -36,9 +35,8 @@ ALLOWED_UPDATES = ["message", "callback_query"]
 
 
 class Poller:
-    """Polls from `start` until `stop`. `handler` has `handle(update, begin)`, `interrupted(update)`,
-    `stranger(update)`, the chat of an update of a stranger, else None, and `introduce()`, which is repeated while it
-    raises the errors of the API."""
+    """Polls from `start` until `stop`. `handler` has `handle(update)`, `stranger(update)`, the chat of an update of a
+    stranger, else None, and `introduce()`, which is repeated while it raises the errors of the API."""
 
     def __init__(self, api: TelegramAPI, data_dir: Path, handler, strangers: Strangers | None = None):
         self._api = api
@@ -122,7 +120,7 @@ class Poller:
         in_progress = set(self._in_progress)  # first: an update that ends meanwhile leaves the file
         for key, entry in self._pending(self._store.read()).items():
             if key not in in_progress:
-                self._dispatch(entry["update"], entry.get("started") is True)
+                self._dispatch(entry["update"])
 
     def _poll_once(self) -> None:
         if self._offset is None:
@@ -144,7 +142,7 @@ class Poller:
         self._offset = following
         self._recovered()
         for update in admitted:
-            self._dispatch(update, False)
+            self._dispatch(update)
         if following == offset:
             self._stopping.wait(polled + EMPTY_POLL_SECONDS - time.monotonic())
 
@@ -178,7 +176,7 @@ class Poller:
             state["offset"] = offset
             pending = state["pending"] = self._pending(state)
             for update in updates:
-                pending[str(update["update_id"])] = {"update": update, "started": False}
+                pending[str(update["update_id"])] = {"update": update}
 
     @staticmethod
     def _pending(state: dict) -> dict:
@@ -188,51 +186,41 @@ class Poller:
         return {key: entry for key, entry in pending.items()
                 if isinstance(entry, dict) and isinstance(entry.get("update"), dict)}
 
-    def _begin(self, update: dict) -> None:
-        with self._store.update() as state:
-            entry = self._pending(state).get(str(update["update_id"]))
-            if entry is not None:
-                entry["started"] = True
-
-    def _dispatch(self, update: dict, interrupted: bool) -> None:
+    def _dispatch(self, update: dict) -> None:
         chat_id = self._handler.stranger(update)
         if chat_id is None:
-            self._spawn(update, interrupted)
+            self._spawn(update)
             return
         self._strangers.hold(str(update.get("update_id")), chat_id)
         self._in_progress.add(str(update.get("update_id")))
-        self._stranger_worker.give((update, interrupted), 1)
+        self._stranger_worker.give(update, 1)
 
-    def _handle_stranger(self, item: tuple[dict, bool]) -> None:
+    def _handle_stranger(self, update: dict) -> None:
         if not self._stopping.is_set():
-            self._handle(*item)
+            self._handle(update)
             self._stopping.wait(STRANGER_SECONDS)
 
-    def _spawn(self, update: dict, interrupted: bool) -> None:
+    def _spawn(self, update: dict) -> None:
         while not self._slots.acquire(timeout=1):
             self.beat = time.monotonic()  # every handler has a deadline, so a slot becomes free
         key = str(update.get("update_id"))
         try:
             self._in_progress.add(key)
-            threading.Thread(target=self._handle_in_slot, args=(update, interrupted), name="update",
-                             daemon=True).start()
+            threading.Thread(target=self._handle_in_slot, args=(update,), name="update", daemon=True).start()
         except BaseException:
             self._in_progress.discard(key)
             self._slots.release()
             raise
 
-    def _handle_in_slot(self, update: dict, interrupted: bool) -> None:
+    def _handle_in_slot(self, update: dict) -> None:
         try:
-            self._handle(update, interrupted)
+            self._handle(update)
         finally:
             self._slots.release()
 
-    def _handle(self, update: dict, interrupted: bool) -> None:
+    def _handle(self, update: dict) -> None:
         try:
-            if interrupted:
-                self._handler.interrupted(update)
-            else:
-                self._handler.handle(update, lambda: self._begin(update))
+            self._handler.handle(update)
         except StoreError as error:
             log.error("update %s was not handled: %s", update.get("update_id"), error)
         finally:

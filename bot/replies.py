@@ -27,6 +27,10 @@ class Replies:
         """The ID of the message with a key."""
         return self._outbox.identify(key)
 
+    def has(self, key: str) -> bool:
+        """True if a message was queued under this key within a day."""
+        return self._outbox.find(self.identify(key)) is not None
+
     def tell(self, key: str, chat_id: int, text: str, parse_mode: str = "Markdown", title: str = "",
              buttons: list = (), picture=None, picture_name: str = "", user: str | None = None,
              script: str = "", reply: bool = True):

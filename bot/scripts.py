@@ -2,9 +2,9 @@
 
 Their owner's notify-scripts answers, on a socket that systemd keeps for each account.
 
-    runs.json   {ID: {"user": str, "chat_id": int, "name": str}}   runs started from the page and not reported yet
+    runs.json   {ID: {"user": str, "chat_id": int, "name": str}}   runs in progress
 
-A run that a restart interrupts is reported and not repeated. polling.json has the runs started in a chat.
+A run that a restart interrupts is reported and not repeated.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MAX_ANSWER_BYTES = 4 << 20  # 1 MiB of output, of which each byte becomes three 
 MAX_ANSWER_ITEMS = 40_000  # a list has 1001 scripts at the most
 MAX_IMAGE_BYTES = 50 << 20
 MAX_RUNS_PER_USER = 2
-MAX_PAGE_RUNS = 32
+MAX_RUNS = 32
 SHOWN_NAME = 40
 SHOWN_OVERDUE = 10
 
@@ -158,7 +158,6 @@ class Runs:
         self._store = JsonStore(data_dir / "runs.json", mode=0o600)
         self._lock = threading.Lock()
         self._running: dict[str, set] = {}
-        self._page_runs = 0
 
     def running(self, user: str) -> set[str]:
         """The names of the scripts of `user` that are running now."""
@@ -166,7 +165,7 @@ class Runs:
             return set(self._running.get(user, ()))
 
     @contextmanager
-    def reserved(self, user: str, name: str, from_page: bool = False):
+    def _reserved(self, user: str, name: str):
         """Reserves one run until the end of the block. Raises Problem."""
         with self._lock:
             running = self._running.get(user, set())
@@ -174,20 +173,38 @@ class Runs:
                 raise Problem(409, f"{short(name)} is running already.")
             if len(running) >= MAX_RUNS_PER_USER:
                 raise _busy(429, f"{len(running)} of your scripts are running already.")
-            if from_page and self._page_runs >= MAX_PAGE_RUNS:
+            if sum(map(len, self._running.values())) >= MAX_RUNS:
                 raise _busy(503, "Too many scripts of others are running now.")
             self._running.setdefault(user, running).add(name)
-            self._page_runs += from_page
         try:
             yield
         finally:
             with self._lock:
-                self._page_runs -= from_page
                 running.discard(name)
                 if not running:
                     del self._running[user]
 
-    def run_and_tell(self, link: Link, name: str, tell) -> None:
+    def start(self, link: Link, name: str, run_id: str = "") -> None:
+        """Run a script: recorded on return, its result reported in the chat. A `run_id` that was started before is not
+        run again. Raises Problem, StoreError."""
+        if self._replies.are_full(link.chat_id):
+            raise _busy(429, "Answers to your earlier requests still wait for Telegram.")
+        run_id = run_id or secrets.token_hex(10)
+        with ExitStack() as place:
+            place.enter_context(self._reserved(link.user, name))
+            with self._store.update() as runs:
+                if run_id in runs or self._replies.has(f"run:{run_id}"):
+                    return
+                runs[run_id] = {"user": link.user, "chat_id": link.chat_id, "name": name}
+            threading.Thread(target=self._run, args=(place.pop_all(), run_id, link, name), name="run",
+                             daemon=True).start()
+
+    def _run(self, place: ExitStack, run_id: str, link: Link, name: str) -> None:
+        with place:
+            self._run_and_tell(link, name, lambda text, **options: self._tell(run_id, link.chat_id, text, **options))
+            self._forget(run_id)
+
+    def _run_and_tell(self, link: Link, name: str, tell) -> None:
         """Run a script and report the result once by `tell(text, **options)`, as Replies.tell."""
         try:
             with ask(self._scripts_dir, link.user, {"do": "run", "name": name}, RUN_ANSWER_SECONDS) as (answer, image):
@@ -213,24 +230,6 @@ class Runs:
             text = found.message + (f"\n\n{escape(f'(Its image is missing: {missing})')}" if missing else "")
             tell(text, title=found.title, picture=file if image and not missing else None, user=link.user,
                  script=name, picture_name=os.path.basename(found.image_path or "image"))
-
-    def start(self, link: Link, name: str) -> None:
-        """Run a script for the page: recorded on return, reported later. Raises Problem, StoreError."""
-        if self._replies.are_full(link.chat_id):
-            raise _busy(429, "Answers to your earlier requests still wait for Telegram.")
-        with ExitStack() as place:
-            place.enter_context(self.reserved(link.user, name, from_page=True))
-            run_id = secrets.token_hex(10)
-            with self._store.update() as runs:
-                runs[run_id] = {"user": link.user, "chat_id": link.chat_id, "name": name}
-            log.info("%s runs %s from the page", link.user, name)
-            threading.Thread(target=self._run, args=(place.pop_all(), run_id, link, name), name="run",
-                             daemon=True).start()
-
-    def _run(self, place: ExitStack, run_id: str, link: Link, name: str) -> None:
-        with place:
-            self.run_and_tell(link, name, lambda text, **options: self._tell(run_id, link.chat_id, text, **options))
-            self._forget(run_id)
 
     def _tell(self, run_id: str, chat_id: int, text: str, **options) -> None:
         try:

@@ -44,7 +44,7 @@ class Strangers:
             return False
 
     def hold(self, key: str, chat_id: int) -> None:
-        """Take a place in any case: for the reply to an admitted update, or for an update that an earlier run admitted."""
+        """Take a place in any case: for the reply to an admitted update, or an update of an earlier run."""
         with self._lock:
             self._take(key, chat_id)
 

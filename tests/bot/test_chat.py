@@ -326,7 +326,7 @@ def test_a_run_holds_nothing_else_up_and_is_not_repeated_by_a_restart(bot, teleg
     bot.kill()
     scripts.hold.set()
     bot.start()
-    until(lambda: any("was restarted while this script ran" in text for text in telegram.texts(linked)))
+    until(lambda: any("was restarted while slow.py ran" in text for text in telegram.texts(linked)))
     ask(telegram, linked, "/whoami")
     assert [request["do"] for request in scripts.requests].count("run") == 1
 
