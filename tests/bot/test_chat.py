@@ -12,13 +12,15 @@ import time
 
 import pytest
 
+import notify_scripts
+from bot import scripts as bot_scripts
 from bot.chat import MAX_IN_PROGRESS_PER_CHAT
 from bot.polling import MAX_HANDLERS
 from bot.replies import MAX_WAITING_PER_CHAT
 from bot.scripts import ask as ask_scripts
 from common import links
 from common.problem import Problem
-from live import TOKEN, Bot, Telegram, png, until
+from live import CHECKOUT, TOKEN, Bot, Telegram, png, until
 
 CHATS = itertools.count(777)
 
@@ -367,6 +369,13 @@ def test_who_asks_too_much_at_once_holds_nobody_up(bot, telegram, linked, script
     assert "linked to nobody" in ask(telegram, other, "/whoami")[0]["text"]
     scripts.hold.set()
     until(lambda: sum("a.py" in text for text in telegram.texts(linked)) == MAX_IN_PROGRESS_PER_CHAT, 20)
+
+
+def test_a_run_is_waited_for_as_long_as_it_may_take():
+    """The bot may not import notify_scripts, so its limit is held here: the service starts, then the script runs."""
+    unit = (CHECKOUT / "units/system/notify-scripts@.service").read_text()
+    start_seconds = int(re.search(r"^TimeoutStartSec=(\d+)s$", unit, re.MULTILINE)[1])
+    assert bot_scripts.RUN_ANSWER_SECONDS >= start_seconds + notify_scripts.RUN_SECONDS
 
 
 def test_an_answer_that_trickles_in_ends_at_the_deadline(tmp_path):
