@@ -101,7 +101,7 @@ class Chat:
                 self._reply(event, str(problem), parse_mode="")
 
     def welcome(self, link: Link) -> None:
-        """Say in the chat that it has been linked. Raises OutboxError."""
+        """Welcome a chat that has been linked. Raises OutboxError."""
         self._replies.tell(f"welcome:{link.user}:{link.chat_id}:{link.linked_at}", link.chat_id,
                            f"✅ This chat is now linked to `{link.user}` on {escape(self._settings.site_name)}. "
                            "Your scripts' notifications arrive here.\n\n"
@@ -133,10 +133,9 @@ class Chat:
             self._invited(event, link, payload)
         elif command in self._commands:
             self._commands[command](event, link)
-        elif link:
-            self._reply(event, f"This chat is linked to `{link.user}`. /help lists the commands.")
         else:
-            self._reply(event, "Use /start to link your account.")
+            _must_be_linked(link)
+            self._reply(event, f"This chat is linked to `{link.user}`. /help lists the commands.")
 
     def _command(self, text: str) -> str | None:
         """The command at the start of a text; None where there is none, or it is for another bot."""
@@ -213,18 +212,17 @@ class Chat:
                            f"{escape(link.linked_at or 'an unknown day')}. This chat is `{event.chat_id}`.")
 
     def _test(self, event: _Event, link: Link | None) -> None:
-        if not self._must_be_linked(event, link):
-            return
+        _must_be_linked(link)
         try:
             self._replies.sample(event.key(), link)
         except (OutboxError, OSError) as error:
             log.error("chat %d gets no sample: %s", event.chat_id, error)
 
     def _stop(self, event: _Event, link: Link | None) -> None:
-        if self._must_be_linked(event, link):
-            self._reply(event, f"Unlink this chat from `{link.user}`? Your scripts go on running, and their "
-                               "notifications no longer reach you.",
-                        buttons=[[button("Yes, unlink", "stop:yes"), button("No, keep it", "stop:no")]])
+        _must_be_linked(link)
+        self._reply(event, f"Unlink this chat from `{link.user}`? Your scripts go on running, but their notifications "
+                           "stop.",
+                    buttons=[[button("Yes, unlink", "stop:yes"), button("No, keep it", "stop:no")]])
 
     def _confirm_stop(self, event: _Event, link: Link | None, answer: str) -> None:
         self._answer_press(event, "")
@@ -236,14 +234,8 @@ class Chat:
         else:
             self._edit(event, "This chat was not linked.", [])
 
-    def _must_be_linked(self, event: _Event, link: Link | None) -> bool:
-        if link is None:
-            self._reply(event, "Use /start to link your account.")
-        return link is not None
-
     def _status(self, event: _Event, link: Link | None) -> None:
-        if not self._must_be_linked(event, link):
-            return
+        _must_be_linked(link)
         text, buttons = self._status_page(link, 0)
         self._reply(event, text, parse_mode="", buttons=buttons)
 
@@ -314,6 +306,11 @@ class _Event:
     def key(self) -> str:
         self._answers += 1
         return f"update:{self.update_id}:{self._answers}"
+
+
+def _must_be_linked(link: Link | None) -> None:
+    if link is None:
+        raise Problem(404, "Use /start to link your account.")
 
 
 def _event(update: dict) -> _Event | None:

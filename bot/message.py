@@ -200,13 +200,10 @@ def _photo_steps(message: dict, title: str, body: _Text, text_first: bool) -> li
     whole = body.headed(title, "bold")
     fits = len(whole.text) <= MAX_CAPTION and len(whole.entities) <= MAX_ENTITIES
     caption = whole if fits else _Text("", []).headed(title if len(title) <= MAX_CAPTION else "", "bold")
-    photo = Step("sendPhoto", caption.params("caption"), ("photo", message["photo"], None))
+    photo = Step("sendPhoto", {} if text_first else caption.params("caption"), ("photo", message["photo"], None))
     if message.get("photo_size", 0) > MAX_SENDPHOTO_BYTES:
         photo = photo.as_document()
     if text_first:
-        photo.params.pop("caption")
-        for markup in ("parse_mode", "caption_entities"):
-            photo.params.pop(markup, None)
         return [*_text_steps(title, body), photo]
     if fits:
         return [photo]

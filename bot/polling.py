@@ -12,11 +12,11 @@ been handled. After a crash it is handled again.
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from pathlib import Path
 
+from bot.failures import backoff
 from bot.strangers import STRANGER_SECONDS, Strangers
 from bot.telegram import TelegramAPI, TelegramError, TelegramUnreachable
 from bot.workers import Workers
@@ -27,7 +27,6 @@ log = logging.getLogger("polling")
 POLL_SECONDS = 50  # the longest wait of getUpdates
 POLL_ANSWER_SECONDS = POLL_SECONDS + 15
 STUCK_SECONDS = POLL_ANSWER_SECONDS + 120  # beyond the deadline of a call, with its connects
-MAX_BACKOFF_SECONDS = 60
 EMPTY_POLL_SECONDS = 0.5  # the least for a poll without updates
 INTRODUCE_SECONDS = 5, 600  # between two attempts: the first pause, doubled up to the second
 MAX_HANDLERS = 64
@@ -162,8 +161,7 @@ class Poller:
             (log.critical if kind == "token" else log.warning)("%s", message)
         self.problem, self._problem_kind = message, kind
         self._failures += 1
-        backoff = min(MAX_BACKOFF_SECONDS, 2 ** min(self._failures, 10)) * random.uniform(0.5, 1)
-        self._wait(max(backoff, seconds or 0))
+        self._wait(max(backoff(self._failures + 1), seconds or 0))
 
     def _wait(self, seconds: float) -> None:
         """Wait in pieces, so that the watchdog does not take a `retry_after` of hours for a hang."""

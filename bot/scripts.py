@@ -185,8 +185,9 @@ class Runs:
                     del self._running[user]
 
     def start(self, link: Link, name: str, run_id: str = "") -> None:
-        """Run a script: recorded on return, its result reported in the chat. A `run_id` that was started before is not
-        run again. Raises Problem, StoreError."""
+        """Run a script: recorded on return, the result is sent to the chat. A known `run_id` is not run again.
+
+        Raises Problem, StoreError."""
         if self._replies.are_full(link.chat_id):
             raise _busy(429, "Answers to your earlier requests still wait for Telegram.")
         run_id = run_id or secrets.token_hex(10)
@@ -261,7 +262,7 @@ def _busy(status: int, sentence: str) -> Problem:
 
 
 class Overdue:
-    """Reports scripts that have not run on schedule; the runner reports failures, this covers the runner itself not
+    """Reports scripts that have not run on schedule. The runner reports failures; this covers the runner itself not
     running. Only the owner's systemd knows the schedule, so notify-scripts is asked.
 
     Checks every OVERDUE_CHECK_SECONDS, from `start` until `stop` is set. `tell(key, chat_id, text)` sends a message, at

@@ -43,7 +43,7 @@ def test_a_time_that_cannot_be_true_expires_nothing(since, now, seconds):
     assert age(since, now) == seconds
 
 
-def test_a_parked_lane_is_woken_for_what_is_too_old():
+def test_a_delayed_queue_is_woken_for_what_is_too_old():
     queues = ChatQueues()
     for chat in (1, 2):
         queues.delay(chat, 1e9)
@@ -100,7 +100,7 @@ def test_a_photo_that_telegram_never_takes(hasty, telegram, tmp_path):
     assert "Telegram takes other messages and not this one" in bot.log
 
 
-def test_what_is_parked_expires_though_nothing_is_sent(hasty, telegram):
+def test_what_is_delayed_expires_though_nothing_is_sent(hasty, telegram):
     bot = hasty(NOTIFY_MAX_AGE="2")
     telegram.control("faults", action="error", method="sendMessage", chat_id=1, times=1, status=429,
                      description="Too Many Requests", retry_after=1_000_000_000)

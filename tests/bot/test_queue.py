@@ -134,7 +134,7 @@ print(answer.status, answer.read())
 """
 
 
-def test_a_lane_that_was_emptied_gives_out_nothing():
+def test_a_queue_that_was_emptied_gives_out_nothing():
     queues = ChatQueues()
     queues.add(1, "a", False)
     queues.add(1, "b", True)
@@ -227,7 +227,7 @@ def test_a_call_counts_until_a_second_after_its_end():
     window.end(5.0)
     assert window.seconds_to_next(5.0) == 1.0 and window.seconds_to_next(6.0) == 0
     window.slow_down()
-    assert window.seconds_to_next(6.0) > 0  # two are under way, and two is the most now
+    assert window.seconds_to_next(6.0) > 0  # two are in flight, and two is the most now
     window.end(6.0)
     assert window.seconds_to_next(6.5) == 0.5
     for number in range(200):
@@ -235,7 +235,7 @@ def test_a_call_counts_until_a_second_after_its_end():
         window.begin()
         window.end(10.0 + number)
     window.begin()
-    assert window.seconds_to_next(300) == 0  # two are under way, and three is the most again
+    assert window.seconds_to_next(300) == 0  # two are in flight, and three is the most again
 
 
 def test_one_more_call_at_once_only_where_one_takes_long():
