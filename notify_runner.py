@@ -110,8 +110,8 @@ class Pass:
         trouble = self._trouble(script.stem, state)
         if trouble and trouble[1] <= now < trouble[1] + DAY:
             return
-        self._send(script, "failing", f"{script.name} fails", failure_text(script.name, reason, stderr), DAY,
-                   usable, since=trouble[0] if trouble else now)
+        text = script_output.failure_text(script.name, f"It {reason}", stderr)
+        self._send(script, "failing", f"{script.name} fails", text, DAY, usable, since=trouble[0] if trouble else now)
 
     def _works(self, script: Script, state: dict) -> None:
         trouble = self._trouble(script.stem, state)
@@ -203,16 +203,6 @@ def judge(script: Script, run: Run) -> script_output.Notification:
         return script_output.parse_output(run.stdout)
     except script_output.ContractError as breach:
         raise Failing(f"breaks the contract: {breach.field} {breach.reason}") from breach
-
-
-def failure_text(name: str, reason: str, stderr: str) -> str:
-    """What the owner of a failing script is told, as legacy Markdown."""
-    from common.markdown import escape
-    lines = [escape(f"It {reason}.")]
-    if stderr:
-        lines.append("```\n" + stderr.replace("```", "'''") + "\n```")
-    lines.append(escape(f"To see what it does: notify-runner --dry-run {name}"))
-    return "\n".join(lines)
 
 
 def _judged_image(path: str) -> str:

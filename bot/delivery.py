@@ -1,7 +1,7 @@
-"""Delivery: messages go from the outbox to Telegram, one call at a time in a chat, and every answer has its reaction.
+"""Delivers messages from the outbox to Telegram, one call at a time in a chat; handles every Bot API response.
 
-A lane's turn (lanes.py) is a worker's call for the message at its head; the worker then takes the lane that is next.
-The scheduler hands out what the time makes ready. A message leaves its lane once its outcome is on disk.
+A worker calls Telegram for the message at the head of a chat queue (pacing.py), then takes the next queue. The
+scheduler dispatches chats whose delay has expired. A message leaves its queue once its outcome is on disk.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 
-from bot.failures import MAX_BACKOFF_SECONDS, Failures, Floods, backoff, is_gone, rest_left
+from bot.failures import MAX_BACKOFF_SECONDS, Failures, Floods, backoff, delay_left, is_gone
 from bot.message import LATE_SECONDS, Step, compose, message_ids_of
 from bot.metrics import Metrics
 from bot.outbox import CorruptEntry, Outbox
-from bot.pacing import Lane, Lanes
+from bot.pacing import ChatQueue, ChatQueues
 from bot.receipt import Outcome, Receipt
 from bot.recipients import Recipients
 from bot.strangers import Strangers
@@ -28,15 +28,15 @@ log = logging.getLogger("delivery")
 
 TOKEN_RETRY_SECONDS = 60
 DISK_RETRY_SECONDS = 5
-EXPIRE_SECONDS = 30  # between two looks for what is parked and too old
+EXPIRE_SECONDS = 30  # between two checks of delayed chats for messages that are too old
 ERROR_RETRY_SECONDS = 60
-STUCK_SECONDS = 180  # beyond the deadline of a call, or without one
-SLACK_SECONDS = 0.001  # two sums of the same times differ in their last digit
-MAX_UPLOAD_BYTES = 51 << 20
+STUCK_SECONDS = 180  # beyond the deadline of a call, or of a scheduler that does not come round
+SLACK_SECONDS = 0.001  # rounding errors of sums
+MAX_CALL_BYTES = 51 << 20  # the largest photo and its form
 
 
 class Delivery:
-    """Delivers what is in the outbox, from `start` until `stop`. After `max_age` seconds a message is given up."""
+    """Delivers the messages of the outbox, from `start` until `stop`. A message expires after `max_age` seconds."""
 
     def __init__(self, outbox: Outbox, api: TelegramAPI, recipients: Recipients, metrics: Metrics, max_age: float,
                  strangers: Strangers | None = None):
@@ -44,20 +44,20 @@ class Delivery:
         self._outbox, self._api, self._recipients = outbox, api, recipients
         self._metrics, self._max_age = metrics, max_age
         self._changed = threading.Condition()
-        self._lanes = Lanes()
-        self.replies = self._lanes.replies
+        self._queues = ChatQueues()
+        self.replies = self._queues.replies
         self._wakes_at = 0.0
-        self._failures = 0  # of Telegram, in a row
-        self._troubles = Failures()
+        self._outages = 0  # calls in a row that did not reach Telegram
+        self._failures = Failures()
         self._floods = Floods()
         self._stopping = False
-        self._workers = Workers(self._work_once)
+        self._workers = Workers("delivery", self._work_once)
         self._receipts: dict[str, Receipt] = {}
         self._of_user: Counter[str] = Counter()
-        self._queued: dict[str, tuple[float, str | None]] = {}  # since when (monotonic), for whom
-        self._unrecorded: dict[str, tuple[bool, list]] = {}  # whether it was the last call, Telegram's message_ids
+        self._queued: dict[str, tuple[float, str | None]] = {}  # time of acceptance (monotonic), user
+        self._unrecorded: dict[str, tuple[bool, list]] = {}  # was it the last call, Telegram's message_ids
         self._scheduler = threading.Thread(target=self._schedule, name="delivery", daemon=True)
-        self._problem: tuple[float, str] | None = None  # since when (monotonic)
+        self._problem: tuple[float, str] | None = None  # its time (monotonic)
         self.last_delivery: float | None = None
         self.beat = time.monotonic()
 
@@ -65,18 +65,18 @@ class Delivery:
         entries = self._outbox.load()
         with self._changed:
             for entry in entries:
-                if rest := rest_left(entry):
-                    self._lanes.park(entry["chat_id"], time.monotonic() + rest)
+                if seconds := delay_left(entry):
+                    self._queues.delay(entry["chat_id"], time.monotonic() + seconds)
             for entry in entries:
                 self._enqueue(entry)
         self._scheduler.start()
 
     def stop(self, seconds: float) -> bool:
-        """Give out no more calls and wait for those under way; False if `seconds` were too few. Receipts get None."""
+        """Start no more calls and wait for those in flight; False if `seconds` were too few. Receipts get None."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-            finished = self._changed.wait_for(lambda: not self._lanes.under_way, seconds)
+            finished = self._changed.wait_for(lambda: not self._queues.in_flight, seconds)
             receipts, self._receipts = self._receipts, {}
         for receipt in receipts.values():
             receipt.settle(None)
@@ -84,12 +84,12 @@ class Delivery:
 
     @property
     def problem(self) -> str | None:
-        """Why Telegram takes nothing now; None once a call of any kind has succeeded since."""
+        """The reason Telegram takes nothing now; None once a call of any kind has succeeded since."""
         problem = self._problem
         return problem[1] if problem and problem[0] > self._api.succeeded_at else None
 
     def queued(self, user: str | None = None) -> int:
-        """How many messages are accepted and not delivered, in all or for a user."""
+        """The number of messages accepted and not delivered, in all or for a user."""
         return len(self._queued) if user is None else self._of_user[user]
 
     def oldest_age(self) -> float:
@@ -99,10 +99,10 @@ class Delivery:
         return 0.0 if oldest is None else time.monotonic() - oldest
 
     def is_alive(self) -> bool:
-        """Whether the scheduler comes round and no call has been under way for longer than a call can take."""
+        """True while the scheduler comes round and no call has been in flight for longer than its deadline."""
         now = time.monotonic()
         with self._changed:
-            oldest = min(self._lanes.under_way.values(), default=now)
+            oldest = min(self._queues.in_flight.values(), default=now)
         return self._scheduler.is_alive() and now - self.beat < STUCK_SECONDS and now - oldest < STUCK_SECONDS
 
     def submit(self, entry: dict) -> Receipt:
@@ -114,7 +114,7 @@ class Delivery:
                 receipt.settle(None)
             else:
                 self._receipts[entry["id"]] = receipt
-                self._hand_out()
+                self._dispatch()
         return receipt
 
     def watch(self, entry_id: str) -> Receipt | None:
@@ -123,24 +123,24 @@ class Delivery:
             return self._receipts.setdefault(entry_id, Receipt()) if entry_id in self._queued else None
 
     def drop(self, entry: dict) -> bool:
-        """Take a queued entry back; False when it is being sent at this moment, or is not queued. Raises OSError."""
+        """Remove a queued entry; False when it is in flight or not queued. Raises OSError."""
         with self._changed:
-            if not self._lanes.withdraw(entry["chat_id"], entry["id"]):
+            if not self._queues.withdraw(entry["chat_id"], entry["id"]):
                 return False
         try:
             self._outbox.discard(entry["id"])
         except OSError:
             with self._changed:
-                self._lanes.add(entry["chat_id"], entry["id"], entry["reply"])
-                self._hand_out()
+                self._queues.add(entry["chat_id"], entry["id"], entry["reply"])
+                self._dispatch()
             raise
         self._forget(entry["id"], Outcome(410, "the administrator dropped it"))
         return True
 
     def _enqueue(self, entry: dict) -> None:
         user = None if entry["reply"] else entry["user"]
-        # The time of day is asked once: set forward by a day, it would make everything that waits too old.
-        # A message that was retried by hand is as old as that.
+        # The wall clock is read once: setting it forward by a day must not expire all that waits.
+        # The age of a message that was retried by hand counts from the retry.
         since = time.monotonic() - age(entry.get("retried_at", entry["accepted_at"]), time.time())
         self._queued[entry["id"]] = (since, user)
         if user:
@@ -148,13 +148,13 @@ class Delivery:
         stranger = entry["reply"] and self._strangers.include(entry["chat_id"])
         if stranger:
             self._strangers.hold(entry["id"], entry["chat_id"])
-        self._lanes.add(entry["chat_id"], entry["id"], entry["reply"], stranger)
+        self._queues.add(entry["chat_id"], entry["id"], entry["reply"], stranger)
 
-    def _hand_out(self) -> float:
-        """Give each lane whose turn it is to a worker, without the scheduler; the seconds until the next turn."""
+    def _dispatch(self) -> float:
+        """Give each queue that may send now to a worker. Returns the seconds until the next one may."""
         now = time.monotonic()
-        while (seconds := self._lanes.seconds_to_next(now)) <= 0:
-            self._workers.give(self._lanes.take(now), len(self._lanes.under_way))
+        while (seconds := self._queues.seconds_to_next(now)) <= 0:
+            self._workers.give(self._queues.take(now), len(self._queues.in_flight))
         if now + seconds < self._wakes_at - SLACK_SECONDS:
             self._changed.notify_all()
         return seconds
@@ -165,94 +165,99 @@ class Delivery:
             while not self._stopping:
                 if time.monotonic() - expired >= EXPIRE_SECONDS:
                     expired = time.monotonic()
-                    self._lanes.wake(self._is_too_old)
-                seconds = self._hand_out()
+                    self._queues.wake(self._is_too_old)
+                seconds = self._dispatch()
                 self.beat = time.monotonic()
                 self._wakes_at = self.beat + seconds
                 self._changed.wait(seconds)
 
-    def _work_once(self, lane: Lane) -> Lane | None:
-        """Send from a lane; the lane that is next, where there is one now."""
+    def _work_once(self, queue: ChatQueue) -> ChatQueue | None:
+        """Send from a queue. Returns the next queue, if one may send now."""
         pause = ERROR_RETRY_SECONDS
         try:
-            self._deliver(lane)
+            self._deliver(queue)
             pause = 0
         except OSError as error:
             log.error("outbox: %s; trying again in %d s", error, DISK_RETRY_SECONDS)
             pause = DISK_RETRY_SECONDS
         finally:
             if pause:
-                lane.parked_until = time.monotonic() + pause
+                queue.delayed_until = time.monotonic() + pause
             with self._changed:
-                following = self._follow(lane)
+                following = self._follow(queue)
         return following
 
-    def _follow(self, lane: Lane) -> Lane | None:
+    def _follow(self, queue: ChatQueue) -> ChatQueue | None:
         now = time.monotonic()
-        self._lanes.give_back(lane, now)
+        self._queues.ended(queue, now)
         if self._stopping:
             self._changed.notify_all()
             return None
-        following = self._lanes.take(now) if self._lanes.seconds_to_next(now) <= 0 else None
-        self._hand_out()
+        following = self._queues.take(now) if self._queues.seconds_to_next(now) <= 0 else None
+        self._dispatch()
         return following
 
-    def _deliver(self, lane: Lane) -> None:
-        """One call for the message at the head of a lane."""
-        entry_id = lane.current
-        if self._expire_old(lane):
+    def _deliver(self, queue: ChatQueue) -> None:
+        """Make one call for the message at the head of a queue."""
+        entry_id = queue.current
+        if self._expire_old(queue):
             return
         try:
             entry = self._outbox.read(entry_id)
             if entry_id in self._unrecorded:
-                self._record(lane, entry)
+                self._record(queue, entry)
                 return
-            if not self._is_addressed(lane, entry):
+            if not self._is_addressed(queue, entry):
                 return
             step, last = self._step(entry)
-            message_ids = message_ids_of(self._call(step, lane.chat_id, entry_id))
+            message_ids = message_ids_of(self._call(step, queue.chat_id, entry_id))
         except CorruptEntry as error:
-            self._outbox.set_aside(entry_id, str(error))
-            self._finish(lane, entry_id, Outcome(502, "the stored message is damaged"))
+            self._set_aside(queue, entry_id, error)
         except TelegramUnreachable as error:
-            self._unreachable(lane, entry, error)
+            self._unreachable(queue, entry, error)
         except TelegramError as error:
-            self._refused(lane, entry, error)
+            self._refused(queue, entry, error)
         else:
-            self._succeeded(lane, entry, last, message_ids)
+            self._succeeded(queue, entry, last, message_ids)
 
-    def _is_addressed(self, lane: Lane, entry: dict) -> bool:
-        """Whether the message still belongs in this chat; if not, it is dealt with."""
+    def _is_addressed(self, queue: ChatQueue, entry: dict) -> bool:
+        """True if the message still belongs in this chat; if not, it is failed or moved."""
         if not entry["user"] or entry["reply"]:
             return True
         where = self._recipients.chat_of(entry)
         if isinstance(where, Outcome):
-            self._fail(lane, entry, where.status, where.reason)
-        elif where != lane.chat_id:
-            self._readdress(lane, entry, where)
-        return where == lane.chat_id
+            self._fail(queue, entry, where.status, where.reason)
+        elif where != queue.chat_id:
+            self._readdress(queue, entry, where)
+        return where == queue.chat_id
 
-    def _expire_old(self, lane: Lane) -> bool:
-        """Give up what has grown too old, wherever it stands; whether there was any. All a parked lane is taken for."""
+    def _expire_old(self, queue: ChatQueue) -> bool:
+        """Give up the messages of a queue that are too old; True if there were any."""
         with self._changed:
-            old = [entry_id for entry_id in (*lane.replies, *lane.notifications)
+            old = [entry_id for entry_id in (*queue.replies, *queue.notifications)
                    if self._is_too_old(entry_id) and entry_id not in self._unrecorded]
         for entry_id in old:
             try:
-                self._expire(lane, self._outbox.read(entry_id))
+                entry = self._outbox.read(entry_id)
+                self._fail(queue, entry, 504, f"it could not be delivered within {self._max_age:.0f} s", "expired")
+                if entry["user"] and not entry["reply"]:
+                    self._recipients.expired(entry["user"])
             except CorruptEntry as error:
-                self._outbox.set_aside(entry_id, str(error))
-                self._finish(lane, entry_id, Outcome(502, "the stored message is damaged"))
+                self._set_aside(queue, entry_id, error)
         return bool(old)
 
-    def _is_too_old(self, entry_id: str) -> bool:
-        return time.monotonic() - self._queued[entry_id][0] > self._max_age
+    def _set_aside(self, queue: ChatQueue, entry_id: str, error: CorruptEntry) -> None:
+        self._outbox.set_aside(entry_id, str(error))
+        self._finish(queue, entry_id, Outcome(502, "the stored message is damaged"))
 
-    def _age(self, entry: dict) -> float:
-        return time.monotonic() - self._queued[entry["id"]][0]
+    def _age(self, entry_id: str) -> float:
+        return time.monotonic() - self._queued[entry_id][0]
+
+    def _is_too_old(self, entry_id: str) -> bool:
+        return self._age(entry_id) > self._max_age
 
     def _step(self, entry: dict) -> tuple[Step, bool]:
-        waited = self._age(entry)
+        waited = self._age(entry["id"])
         if entry["accepted_at"] >= EARLIEST:
             waited = max(waited, entry.get("retried_at", 0) - entry["accepted_at"])
         if entry["part"] == 0 and not entry["reply"] and waited > LATE_SECONDS:
@@ -260,7 +265,7 @@ class Delivery:
         try:
             steps = compose(entry["message"], entry["late_since"], entry.get("text_first") is True)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            # Only a file that somebody else wrote can have fields of other types than those the send API takes.
+            # The send API has checked the types, so somebody else has written this file.
             raise CorruptEntry(f"its message cannot be composed: {error!r}") from error
         part = min(entry["part"], len(steps) - 1)
         return steps[part], part == len(steps) - 1
@@ -282,161 +287,153 @@ class Delivery:
                 parameter, filename, content = step.attachment
                 content = opened.enter_context(self._outbox.photo(entry_id)) if content is None else content
                 files = {parameter: (filename, content)}
-                with self._changed:  # a call that is large may take long, and is not stuck
-                    self._lanes.under_way[chat_id] += call_seconds(MAX_UPLOAD_BYTES)
+                with self._changed:  # a large call may take long and is not stuck
+                    self._queues.in_flight[chat_id] += call_seconds(MAX_CALL_BYTES)
             return self._api.call(step.method, {"chat_id": chat_id, **step.params}, files)
 
-    def _succeeded(self, lane: Lane, entry: dict, last: bool, message_ids: list) -> None:
+    def _succeeded(self, queue: ChatQueue, entry: dict, last: bool, message_ids: list) -> None:
         if self._problem:
             log.warning("Telegram answers again; %d messages are queued", self.queued())
         self._problem = None
-        self._failures = lane.failures = 0
+        self._outages = queue.failures = 0
         with self._changed:
-            self._troubles.succeeded(entry["id"], time.monotonic())
-        self._lanes.one_at_a_time = False
+            self._failures.succeeded(entry["id"], time.monotonic())
+        self._queues.one_at_a_time = False
         self.last_delivery = time.time()
         self._unrecorded[entry["id"]] = (last, message_ids)
-        self._record(lane, entry)
+        self._record(queue, entry)
 
-    def _record(self, lane: Lane, entry: dict) -> None:
-        """Write down that a call was carried out. Until that succeeds the call is not made again: on a disk that
-        is full every new attempt would be one more copy in the chat."""
+    def _record(self, queue: ChatQueue, entry: dict) -> None:
+        """Record a successful call. Until that succeeds the call is not repeated: on a full disk each attempt would be
+        one more copy in the chat."""
         last, message_ids = self._unrecorded[entry["id"]]
         message_ids = entry.get("message_ids", []) + message_ids
         if last:
             self._outbox.delivered(entry, message_ids)
+            self._delivered(queue, entry)
         else:
             self._outbox.save({**entry, "part": entry["part"] + 1, "message_ids": message_ids})
         del self._unrecorded[entry["id"]]
-        if last:
-            self._delivered(lane, entry)
 
-    def _delivered(self, lane: Lane, entry: dict) -> None:
-        seconds = self._age(entry)
+    def _delivered(self, queue: ChatQueue, entry: dict) -> None:
+        seconds = self._age(entry["id"])
         self._metrics.count("delivered")
         self._metrics.observe(seconds)
-        log.log(logging.DEBUG if lane.stranger else logging.INFO, "delivered %s to %s in %.1f s", entry["id"],
-                entry["user"] or f"chat {lane.chat_id}", seconds)
-        self._finish(lane, entry["id"], Outcome(200))
+        log.log(logging.DEBUG if queue.stranger else logging.INFO, "delivered %s to %s in %.1f s", entry["id"],
+                entry["user"] or f"chat {queue.chat_id}", seconds)
+        self._finish(queue, entry["id"], Outcome(200))
         self._recipients.delivered(entry)
 
-    def _unreachable(self, lane: Lane, entry: dict, error: TelegramUnreachable) -> None:
+    def _unreachable(self, queue: ChatQueue, entry: dict, error: TelegramUnreachable) -> None:
         if error.unknown:
             self._metrics.count("unknown")
             log.warning("%s: %s; it may have been delivered and is sent again", entry["id"], error)
-        lane.failures += 1
-        lane.parked_until = (now := time.monotonic()) + backoff(lane.failures)
+        queue.failures += 1
+        queue.delayed_until = (now := time.monotonic()) + backoff(queue.failures)
         with self._changed:
-            # A connection that cannot be made says nothing of the message; of strangers' chats nobody knows anything.
+            # A failed connection is no sign of a bad message, and calls to strangers are no sign of anything.
             general = not error.unknown or (
-                not lane.stranger
-                and self._troubles.failed(entry["id"], lane.chat_id, now, self._api.succeeded_at))
+                not queue.stranger
+                and self._failures.failed(entry["id"], queue.chat_id, now, self._api.succeeded_at))
             if general:
-                self._pause_for_telegram(now, error)
+                self._pause_for_telegram(error)
             else:
-                self._failures, self._lanes.one_at_a_time = 0, False
+                self._outages, self._queues.one_at_a_time = 0, False
         if not general:
-            self._fails_alone(lane, entry, error)
+            self._fails_alone(queue, entry, error)
 
-    def _pause_for_telegram(self, now: float, error: TelegramUnreachable) -> None:
-        if self._failures == 0:
+    def _pause_for_telegram(self, error: TelegramUnreachable) -> None:
+        if self._outages == 0:
             log.warning("Telegram cannot be reached (%s); %d messages wait", error, self.queued())
-        self._problem = now, f"Telegram cannot be reached: {error}"
-        self._failures += 1
-        self._lanes.one_at_a_time = True
-        self._lanes.pause(now + backoff(self._failures))
+        self._outages += 1
+        self._pause(backoff(self._outages), f"Telegram cannot be reached: {error}")
 
-    def _fails_alone(self, lane: Lane, entry: dict, error: TelegramUnreachable) -> None:
-        """A message that Telegram cannot take while it takes others: its text goes ahead of its picture, and in the
-        end it is given up."""
-        if self._troubles.is_hopeless(entry["id"], time.monotonic()):
-            self._fail(lane, entry, 502, f"Telegram takes other messages and not this one: {error}")
+    def _pause(self, seconds: float, problem: str) -> None:
+        now = time.monotonic()
+        self._problem = now, problem
+        self._queues.one_at_a_time = True
+        self._queues.pause(now + seconds)
+
+    def _fails_alone(self, queue: ChatQueue, entry: dict, error: TelegramUnreachable) -> None:
+        """Handle a message that fails while others succeed: send its text ahead of its picture, give it up at last."""
+        if self._failures.is_hopeless(entry["id"], time.monotonic()):
+            self._fail(queue, entry, 502, f"Telegram takes other messages and not this one: {error}")
         elif (entry["message"].get("photo") and entry["part"] == 0 and not entry.get("text_first")
-              and self._troubles.wants_text_first(entry["id"])):
+              and self._failures.wants_text_first(entry["id"])):
             log.warning("%s: its text is sent ahead of its picture, which fails: %s", entry["id"], error)
             self._outbox.save({**entry, "text_first": True})
 
-    def _refused(self, lane: Lane, entry: dict, error: TelegramError) -> None:
+    def _refused(self, queue: ChatQueue, entry: dict, error: TelegramError) -> None:
         if error.retry_after is not None:
-            self._slow_down(lane, entry, error.retry_after)
+            self._slow_down(queue, entry, error.retry_after)
         elif error.code in (401, 404):
-            self._refused_by_token(lane, entry, error)
+            self._refused_by_token(queue, entry, error)
         elif error.migrate_to:
-            log.warning("chat %d has become chat %d", lane.chat_id, error.migrate_to)
-            self._recipients.moved(entry["user"], lane.chat_id, error.migrate_to)
-            self._readdress(lane, entry, error.migrate_to)
+            log.warning("chat %d has become chat %d", queue.chat_id, error.migrate_to)
+            self._recipients.moved(entry["user"], queue.chat_id, error.migrate_to)
+            self._readdress(queue, entry, error.migrate_to)
         elif is_gone(error):
-            self._recipients.blocked(entry["user"], lane.chat_id, error.description)
-            self._fail(lane, entry, 409, error.description)
+            self._recipients.blocked(entry["user"], queue.chat_id, error.description)
+            self._fail(queue, entry, 409, error.description)
         else:
-            self._fail(lane, entry, 502, error.description)
+            self._fail(queue, entry, 502, error.description)
 
-    def _slow_down(self, lane: Lane, entry: dict, seconds: int) -> None:
+    def _slow_down(self, queue: ChatQueue, entry: dict, seconds: int) -> None:
         now = time.monotonic()
         self._metrics.count("rate_limited")
-        lane.parked_until = now + seconds + 0.1
-        lane.pace.slow_down()
+        queue.delayed_until = now + seconds + 0.1
+        queue.pace.slow_down()
         with self._changed:
-            # Anybody can have a stranger's chat refused, so it says nothing of the whole.
-            if not lane.stranger and (shared := self._floods.refused(lane.chat_id, seconds, now)):
-                self._lanes.pause(now + min(shared, MAX_BACKOFF_SECONDS))
-                self._lanes.slow_down()
+            # Anybody can provoke refusals in a stranger's chat, so they must not slow the others down.
+            if not queue.stranger and (shared := self._floods.refused(queue.chat_id, seconds, now)):
+                self._queues.pause(now + min(shared, MAX_BACKOFF_SECONDS))
+                self._queues.slow_down()
         try:
-            # For the next start: a chat that is tried too early is told to rest for longer.
+            # For the next start: Telegram extends the delay of a chat that is tried too early.
             self._outbox.save({**entry, "refused_at": time.time(), "retry_after": seconds})
         except OSError as error:
-            log.warning("outbox: %s; a restart forgets the rest of chat %d", error, lane.chat_id)
-        log.warning("Telegram wants %d s of rest for chat %d", seconds, lane.chat_id)
+            log.warning("outbox: %s; a restart forgets the delay of chat %d", error, queue.chat_id)
+        log.warning("Telegram wants %d s of rest for chat %d", seconds, queue.chat_id)
 
-    def _refused_by_token(self, lane: Lane, entry: dict, error: TelegramError) -> None:
-        """A wrong token is refused for every method (Bot API, "Making requests"), so another one is asked."""
+    def _refused_by_token(self, queue: ChatQueue, entry: dict, error: TelegramError) -> None:
+        """Tell a wrong token from a refused message by calling getMe: a wrong one is refused for every method."""
         try:
             self._api.call("getMe")
         except (TelegramError, TelegramUnreachable):
             self._pause_for_token(error)
         else:
-            self._fail(lane, entry, 502, error.description)
+            self._fail(queue, entry, 502, error.description)
 
     def _pause_for_token(self, error: TelegramError) -> None:
         problem = f"Telegram refuses the bot token: {error.description}"
         if self._problem is None or self._problem[1] != problem:
             log.critical("Telegram refuses the bot token (%s): put the right one in place and restart "
                          "notify-bot.service; %d messages wait", error.description, self.queued())
-        self._problem = time.monotonic(), problem
         with self._changed:
-            self._lanes.one_at_a_time = True
-            self._lanes.pause(time.monotonic() + TOKEN_RETRY_SECONDS)
+            self._pause(TOKEN_RETRY_SECONDS, problem)
 
-    def _readdress(self, lane: Lane, entry: dict, chat_id: int) -> None:
+    def _readdress(self, queue: ChatQueue, entry: dict, chat_id: int) -> None:
         entry["chat_id"] = chat_id
-        entry.pop("retry_after", None)  # which was the other chat's
+        entry.pop("retry_after", None)  # of the other chat
         self._outbox.save(entry)
         with self._changed:
-            lane.remove(entry["id"])
-            self._lanes.add(chat_id, entry["id"], entry["reply"])
+            queue.remove(entry["id"])
+            self._queues.add(chat_id, entry["id"], entry["reply"])
 
-    def _fail(self, lane: Lane, entry: dict, status: int, reason: str) -> None:
-        self._give_up(lane, entry, status, reason)
-        self._metrics.count("refused")
-
-    def _expire(self, lane: Lane, entry: dict) -> None:
-        self._give_up(lane, entry, 504, f"it could not be delivered within {self._max_age:.0f} s")
-        self._metrics.count("expired")
-        if entry["user"] and not entry["reply"]:
-            self._recipients.expired(entry["user"])
-
-    def _give_up(self, lane: Lane, entry: dict, status: int, reason: str) -> None:
-        if lane.stranger:
-            self._outbox.discard(entry["id"])  # anybody could fill the disk with refusals
+    def _fail(self, queue: ChatQueue, entry: dict, status: int, reason: str, counter: str = "refused") -> None:
+        """Give a message up for good, counted by `counter` of the metrics."""
+        if queue.stranger:
+            self._outbox.discard(entry["id"])  # otherwise anybody could fill the disk with refusals
         else:
             self._outbox.failed(entry, status, reason)
-            log.error("%s for %s failed for good: %s", entry["id"], entry["user"] or f"chat {lane.chat_id}", reason)
-        self._finish(lane, entry["id"], Outcome(status, reason))
+            log.error("%s for %s failed for good: %s", entry["id"], entry["user"] or f"chat {queue.chat_id}", reason)
+        self._finish(queue, entry["id"], Outcome(status, reason))
+        self._metrics.count(counter)
 
-    def _finish(self, lane: Lane, entry_id: str, outcome: Outcome) -> None:
+    def _finish(self, queue: ChatQueue, entry_id: str, outcome: Outcome) -> None:
         with self._changed:
-            lane.remove(entry_id)
-            self._troubles.forget(entry_id)
+            queue.remove(entry_id)
+            self._failures.forget(entry_id)
         self._forget(entry_id, outcome)
 
     def _forget(self, entry_id: str, outcome: Outcome) -> None:

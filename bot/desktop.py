@@ -1,6 +1,6 @@
-"""The desktop gateway: what was delivered to Telegram is shown on the person's desktop too, if there is a gateway.
+"""Desktop notifications: shows delivered messages on the user's desktop too, where the host has a gateway for that.
 
-Nothing waits for it: at most MAX_QUEUED notifications are kept for it, and one it does not take is gone.
+Nothing waits for the gateway: at most MAX_QUEUED notifications are queued, and one it does not take is dropped.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pathlib import Path
 
 from bot import http_server
 
-log = logging.getLogger("gateway")
+log = logging.getLogger("desktop")
 
 MAX_QUEUED = 100
 ANSWER_SECONDS = 3
 
 
-class Gateway:
-    """Hands notifications to the gateway's socket, from a thread of its own."""
+class Desktop:
+    """Posts notifications to the gateway's socket, from a thread of its own."""
 
     def __init__(self, socket_path: Path):
         self._path = socket_path
@@ -31,15 +31,15 @@ class Gateway:
         self._working = True
         self._thread: threading.Thread | None = None
 
-    def dispatch(self, user: str, title: str, message: str, script: str) -> None:
-        """Show a notification on the desktop of `user`. Returns at once; nothing where there is no gateway."""
-        if not os.path.exists(self._path):  # where Path.exists() raises for a folder that may not be entered
+    def show(self, user: str, title: str, message: str, script: str) -> None:
+        """Show a notification on the desktop of `user`. Returns at once; does nothing where there is no gateway."""
+        if not os.path.exists(self._path):  # Path.exists() raises for a folder without search permission
             return
         timestamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         notification = {"id": str(uuid.uuid4()), "title": title, "message": message, "script": script,
                         "timestamp": timestamp}
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="gateway", daemon=True)
+            self._thread = threading.Thread(target=self._work, name="desktop", daemon=True)
             self._thread.start()
         try:
             self._queue.put_nowait({"user": user, "notification": notification})

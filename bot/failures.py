@@ -1,7 +1,7 @@
-"""Failures of calls: whether Telegram cannot be reached, or one message is of a kind that it cannot take.
+"""Failed calls: tells an outage of Telegram from a message that Telegram cannot take.
 
-A call that gets no answer may say something of the message as well as of Telegram. It is the message while calls for
-other chats succeed. Where only one chat has something to send, polls that succeed say the same.
+A call without an answer may be the fault of either. It is the message's while calls for other chats succeed, or, where
+only one chat has something to send, while polls succeed.
 
 Nothing here locks; the caller passes the time, time.monotonic().
 """
@@ -16,13 +16,13 @@ from common.clock import age
 
 MAX_BACKOFF_SECONDS = 60
 FLOOD_CHATS, FLOOD_SECONDS = 3, 20
-SUSPECT_FAILURES = 2  # of its own, after which a message says nothing of Telegram any more
+SUSPECT_FAILURES = 2  # from then on a message is no sign of an outage
 TEXT_FIRST_FAILURES = 3
 HOPELESS_FAILURES, HOPELESS_SECONDS = 8, 600
 
 
 class _Trouble:
-    """A message whose calls fail. `own`: how many failures came while others succeeded, `since` the first."""
+    """A message whose calls fail. `own`: failures while other calls succeeded; `since`, `latest`: their times."""
 
     __slots__ = ("chat_id", "latest", "own", "since")
 
@@ -33,14 +33,16 @@ class _Trouble:
 
 
 class Failures:
+    """Messages whose calls fail, and the chats that fail together."""
+
     def __init__(self):
         self._troubles: dict[str, _Trouble] = {}
         self._failing: set[int] = set()  # chats that failed since a message was delivered
         self._delivered_at = float("-inf")
 
     def failed(self, entry_id: str, chat_id: int, now: float, answered_at: float) -> bool:
-        """A call has got no answer; `answered_at` is when Telegram last carried out a call of any kind. True when
-        several chats fail, so that it is Telegram."""
+        """Record a call without an answer. True when several chats fail, which means an outage. `answered_at`: the time
+        of the latest success of any call."""
         trouble = self._troubles.setdefault(entry_id, _Trouble(chat_id, now))
         alone = not self._failing - {chat_id}
         if self._delivered_at > trouble.latest or (alone and answered_at > trouble.latest):
@@ -53,7 +55,7 @@ class Failures:
         return len(self._failing) > 1
 
     def succeeded(self, entry_id: str, now: float) -> None:
-        """A message's call was carried out."""
+        """Record a successful call."""
         self.forget(entry_id)
         self._delivered_at = now
         self._failing.clear()
@@ -72,28 +74,27 @@ class Failures:
 
 
 class Floods:
-    """Chats that Telegram refused because calls came too fast."""
+    """Chats that Telegram refused for the rate of calls."""
 
     def __init__(self):
-        self._rests: dict[int, tuple[float, int]] = {}  # when refused, and the seconds of rest
+        self._delays: dict[int, tuple[float, int]] = {}  # time of the refusal, retry_after
 
     def refused(self, chat_id: int, seconds: int, now: float) -> int | None:
-        """The rest that all chats need, None where it is one chat's own affair.
+        """The delay that all chats need, None where only this one does.
 
-        Several chats at once are refused for what the bot does, not for what one chat got. What they have in common
-        is the least of what they were told."""
-        self._rests = {chat: rest for chat, rest in self._rests.items() if now - rest[0] < FLOOD_SECONDS}
-        self._rests[chat_id] = now, seconds
-        return min(rest for _, rest in self._rests.values()) if len(self._rests) >= FLOOD_CHATS else None
+        Several chats refused at once mean that the bot as a whole is too fast; the delay they share is the shortest."""
+        self._delays = {chat: delay for chat, delay in self._delays.items() if now - delay[0] < FLOOD_SECONDS}
+        self._delays[chat_id] = now, seconds
+        return min(delay for _, delay in self._delays.values()) if len(self._delays) >= FLOOD_CHATS else None
 
 
 def backoff(failures: int) -> float:
-    """Seconds to wait after so many failures in a row, with jitter."""
+    """Seconds to wait after `failures` in a row, with jitter."""
     return min(MAX_BACKOFF_SECONDS, 0.5 * 2 ** min(failures, 10)) * random.uniform(0.5, 1)
 
 
-def rest_left(entry: dict) -> float:
-    """Seconds for which an earlier run was told to send nothing to the chat of this entry."""
+def delay_left(entry: dict) -> float:
+    """Seconds left of the retry_after that Telegram gave an earlier run for the chat of this entry."""
     since, seconds = entry.get("refused_at"), entry.get("retry_after")
     if type(since) not in (int, float) or type(seconds) is not int or not 0 < seconds <= LONGEST_REST_SECONDS:
         return 0.0
@@ -101,5 +102,5 @@ def rest_left(entry: dict) -> float:
 
 
 def is_gone(error: TelegramError) -> bool:
-    """Whether Telegram delivers nothing to this chat any more."""
+    """Is the error final for the chat: the bot blocked, the chat gone?"""
     return error.code == 403 or error.description.lower() in ("bad request: chat not found", "chat not found")

@@ -1,9 +1,9 @@
-"""What a message looks like in Telegram: the Bot API calls that show it whole, with its formatting.
+"""Bot API calls of a message: they show it whole, with its formatting.
 
 A message is a dict with `text` and, where they are wanted, `title` (shown bold, taken literally), `parse_mode`
 (`Markdown` when absent, `MarkdownV2`, `HTML`, `""`), `photo` (its file name), `photo_size` (bytes), `silent`,
-`buttons` (rows of Bot API InlineKeyboardButton). Legacy Markdown is turned into entities here: then nothing in a
-text can be refused, and it can be cut anywhere. Lengths are code points, as Telegram counts them.
+`buttons` (rows of Bot API InlineKeyboardButton). Legacy Markdown becomes entities here: then Telegram cannot
+refuse the text, and it can be cut anywhere. Lengths are in code points, as Telegram counts them.
 """
 
 from __future__ import annotations
@@ -14,35 +14,31 @@ import time
 from bisect import bisect_left
 
 from common import markdown
+from common.script_output import image_kind
 
 MAX_TEXT = 4096
 MAX_CAPTION = 1024
 MAX_PARTS = 20
-MAX_ENTITIES = 100  # Telegram drops the rest of a message's without a word
+MAX_ENTITIES = 100  # Telegram silently drops any more in a message
 MAX_DELIMITERS = 100_000
-MAX_PHOTO_BYTES = 10 << 20  # sendPhoto; beyond it the same file goes by sendDocument
+MAX_SENDPHOTO_BYTES = 10 << 20  # a larger picture goes by sendDocument
 LATE_SECONDS = 900
 PARSE_MODES = ("Markdown", "MarkdownV2", "HTML", "")
-_SIGNATURES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpg"}
 _NUMBER_ROOM = len("(20/20)\n")
+_NOT_A_PHOTO = ("PHOTO_INVALID_DIMENSIONS", "IMAGE_PROCESS_FAILED", "is too big for a photo", "PHOTO_EXT_INVALID")
 
 
 def photo_name(head: bytes, name: str) -> str | None:
-    """The file name under which Telegram gets a picture that begins with `head`; None when it is no PNG or JPEG."""
-    for signature, suffix in _SIGNATURES.items():
-        if head.startswith(signature):
-            stem = "".join(c for c in name.rpartition(".")[0] or name if c.isprintable() and c not in '/"\\')
-            return f"{stem[:100] or 'photo'}.{suffix}"
-    return None
-
-
-_NOT_A_PHOTO = ("PHOTO_INVALID_DIMENSIONS", "IMAGE_PROCESS_FAILED", "is too big for a photo", "PHOTO_EXT_INVALID")
+    """The file name of a picture that begins with `head`, for Telegram; None where it is no PNG or JPEG."""
+    kind = image_kind(head)
+    stem = "".join(c for c in name.rpartition(".")[0] or name if c.isprintable() and c not in '/"\\')
+    return kind and f"{stem[:100] or 'photo'}.{kind}"
 
 
 class Step:
     """One Bot API call: `method`, its `params` but for the chat, and the file it carries.
 
-    `attachment` is `(parameter, filename, content)` where content None stands for the photo of the message.
+    `attachment` is `(parameter, filename, content)`; a content of None stands for the photo of the message.
     """
 
     __slots__ = ("method", "params", "attachment")
@@ -53,7 +49,7 @@ class Step:
         self.attachment = attachment
 
     def other_way(self, code: int, description: str) -> Step | None:
-        """The call that may pass where Telegram refused this one with `code`; None when there is no other way."""
+        """A call that may succeed after Telegram refused this one with `code`; None if there is none."""
         if code == 413 or any(text in description for text in _NOT_A_PHOTO):
             return self.as_document()
         if code == 400 and "can't parse" in description:
@@ -61,7 +57,7 @@ class Step:
         return None
 
     def plain(self) -> Step | None:
-        """The same call without markup; None when there is none in it."""
+        """The same call without markup; None if it has none."""
         markup = {"parse_mode", "entities", "caption_entities"}
         if not markup & self.params.keys():
             return None
@@ -76,12 +72,12 @@ class Step:
 
 
 def compose(message: dict, late_since: float | None = None, text_first: bool = False) -> list[Step]:
-    """The calls that deliver a message, in order. `late_since`: the unix time it was accepted, if it says so.
-    `text_first`: the text does not wait for the picture."""
+    """The calls that deliver a message, in order. `late_since`: the unix time of its acceptance, shown in the text;
+    `text_first`: the text goes ahead of the picture."""
     title = message.get("title") or ""
     body = _body(message, late_since, message.get("parse_mode", "Markdown"))
     if body.parse_mode and len(body.headed(title, "bold").text) > MAX_TEXT:
-        # A markup that only Telegram reads cannot be cut in parts: a long text arrives as it was written.
+        # Only Telegram parses these markups, so a long text cannot be cut and goes as plain text.
         body = _body(message, late_since, "")
     steps = _photo_steps(message, title, body, text_first) if message.get("photo") else _text_steps(title, body)
     if message.get("silent"):
@@ -93,19 +89,19 @@ def compose(message: dict, late_since: float | None = None, text_first: bool = F
 
 
 def whole(text: str) -> str:
-    """The text without halves of surrogate pairs: a legal JSON escape and no character, which no call can hold."""
+    """The text with lone surrogates replaced: JSON can escape them, UTF-8 cannot encode them."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def message_ids_of(result) -> list[int]:
-    """Telegram's IDs of what a call has made: a message, or those of an album."""
+    """Telegram's IDs of the messages a call has made: one, or those of an album."""
     messages = result if isinstance(result, list) else [result]
     found = [message.get("message_id") for message in messages if isinstance(message, dict)]
     return [message_id for message_id in found if type(message_id) is int]
 
 
 class _Text:
-    """A text with its entities (offsets in code points), or in a markup only Telegram reads (`parse_mode`)."""
+    """A text with its entities (offsets in code points), or with a `parse_mode` that only Telegram parses."""
 
     __slots__ = ("text", "entities", "parse_mode")
 
@@ -115,7 +111,7 @@ class _Text:
         self.parse_mode = parse_mode
 
     def headed(self, heading: str, kind: str) -> _Text:
-        """With a line in front, whatever characters it has."""
+        """The text below a heading, which is taken literally."""
         if not heading:
             return self
         if self.parse_mode == "HTML":
@@ -152,7 +148,7 @@ class _Text:
 def _body(message: dict, late_since: float | None, parse_mode: str) -> _Text:
     text = message.get("text") or ""
     if parse_mode == "Markdown" and sum(map(text.count, "*_`[")) > MAX_DELIMITERS:
-        # More than any number of parts can show, and each entity takes memory.
+        # No number of parts can show as many entities, and each takes memory.
         body = _Text(text, [])
     elif parse_mode == "Markdown":
         try:
@@ -183,7 +179,7 @@ def _text_steps(title: str, body: _Text) -> list[Step]:
 
 
 def _numbered(piece: _Text, number: int, total: int) -> _Text:
-    """The number stands where Telegram's trimming would otherwise take an indentation off the cut."""
+    """A part with its number, placed so that Telegram does not trim an indentation at the cut."""
     mark = f"({number}/{total})"
     if number == 1:
         return _Text(piece.text + ("" if piece.text.endswith("\n") else "\n") + mark, piece.entities)
@@ -204,13 +200,10 @@ def _photo_steps(message: dict, title: str, body: _Text, text_first: bool) -> li
     whole = body.headed(title, "bold")
     fits = len(whole.text) <= MAX_CAPTION and len(whole.entities) <= MAX_ENTITIES
     caption = whole if fits else _Text("", []).headed(title if len(title) <= MAX_CAPTION else "", "bold")
-    photo = Step("sendPhoto", caption.params("caption"), ("photo", message["photo"], None))
-    if message.get("photo_size", 0) > MAX_PHOTO_BYTES:
+    photo = Step("sendPhoto", {} if text_first else caption.params("caption"), ("photo", message["photo"], None))
+    if message.get("photo_size", 0) > MAX_SENDPHOTO_BYTES:
         photo = photo.as_document()
     if text_first:
-        photo.params.pop("caption")
-        for markup in ("parse_mode", "caption_entities"):
-            photo.params.pop(markup, None)
         return [*_text_steps(title, body), photo]
     if fits:
         return [photo]
@@ -218,12 +211,12 @@ def _photo_steps(message: dict, title: str, body: _Text, text_first: bool) -> li
 
 
 def split(text: str, limit: int, entities: list[int] = ()) -> list[tuple[int, int]]:
-    """Where to cut a text into parts of at most `limit` code points: after a line, else a word, else anywhere.
+    """Cut a text into parts `(start, end)` of at most `limit` code points: after a line, else a word, else anywhere.
 
-    `entities` is where each begins, in order; a part has at most MAX_ENTITIES of them."""
+    `entities` has the offset of each entity, in order; a part has at most MAX_ENTITIES of them."""
     parts, start = [], 0
     while (end := _end(len(text), start, limit, entities)) < len(text):
-        # A line that ends early is no place to cut: a title would be a part of its own.
+        # Not after a line that ends early: a title would be a part of its own.
         early = start + (end - start) // 4
         cut = text.rfind("\n", early, end) + 1 or text.rfind(" ", early, end) + 1 or end
         parts.append((start, cut))
@@ -232,7 +225,7 @@ def split(text: str, limit: int, entities: list[int] = ()) -> list[tuple[int, in
 
 
 def _end(length: int, start: int, limit: int, entities: list[int]) -> int:
-    """The furthest that a part from `start` may reach. One entity may have begun before it."""
+    """The furthest end of a part from `start`, before which one entity may have begun."""
     first_too_many = bisect_left(entities, start) + MAX_ENTITIES - 1
     end = entities[first_too_many] if first_too_many < len(entities) else length
     return min(end, start + limit)

@@ -1,7 +1,4 @@
-"""What the service has done since it started, counted; and as GET /metrics gives it to Prometheus.
-
-The format is Prometheus' text exposition format 0.0.4.
-"""
+"""Counters since the start of the service, and GET /metrics in Prometheus' text exposition format 0.0.4."""
 
 from __future__ import annotations
 
@@ -9,18 +6,18 @@ import threading
 
 COUNTERS = {
     "accepted": "Messages written to the outbox.",
-    "delivered": "Messages that are in their chat, whole.",
+    "delivered": "Messages delivered whole.",
     "refused": "Messages that Telegram refused for good.",
-    "expired": "Messages that were given up because they had grown too old.",
-    "unknown": "Calls without an answer, which may have been carried out and were made again.",
-    "rate_limited": "Calls that Telegram refused because they came too fast.",
+    "expired": "Messages given up because they were too old.",
+    "unknown": "Calls without an answer, which may have succeeded and were repeated.",
+    "rate_limited": "Calls that Telegram refused for their rate.",
 }
 # Seconds from the acceptance of a message to its delivery.
 BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
 
 
 class Metrics:
-    """Counters and the histogram of delivery times. Threads may share it."""
+    """Counters and the histogram of delivery times. Thread-safe."""
 
     def __init__(self):
         self._lock = threading.Lock()
@@ -34,7 +31,7 @@ class Metrics:
             self._counts[name] += 1
 
     def observe(self, seconds: float) -> None:
-        """A message was delivered so many seconds after it was accepted."""
+        """Record a delivery, `seconds` after the message was accepted."""
         with self._lock:
             self._seconds += seconds
             self._observed += 1
@@ -46,7 +43,7 @@ class Metrics:
             return dict(self._counts)
 
     def render(self, gauges: dict[str, tuple[str, float | None]]) -> bytes:
-        """The page: `gauges` is `{name: (help, value)}`; one without a value is left out."""
+        """The page. `gauges` is `{name: (help, value)}`; one without a value is left out."""
         lines = []
         for name, value in self.counts().items():
             lines += _metric(f"notify_bot_{name}_total", COUNTERS[name], "counter", value)

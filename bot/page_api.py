@@ -17,8 +17,7 @@ from bot.http_server import Handler, Server
 from bot.invites import Invites
 from bot.outbox import Outbox, OutboxError
 from bot.replies import Replies
-from bot.runs import RunRefused, Runs
-from bot.scripts import ScriptsError, list_scripts
+from bot.scripts import Runs, list_scripts
 from bot.turns import Turns
 from common.jsonstore import StoreError
 from common.links import Link, Links, uid_of
@@ -50,10 +49,10 @@ class Context:
         self._listings = Turns(MAX_LISTINGS_PER_USER)
 
     def scripts(self, user: str) -> list[dict]:
-        """The scripts of a login, whose account may take all the time there is to answer. Raises ScriptsError."""
+        """The scripts of a login; its account may answer as slowly as it likes. Raises Problem."""
         with self._listings.take(user) as is_free:
             if not is_free:
-                raise ScriptsError("they are being listed already, and it takes long")
+                raise unavailable("Your scripts are being listed already, which takes long. Try again in a minute.")
             return list_scripts(self.scripts_dir, user, LIST_SECONDS)
 
 
@@ -65,8 +64,8 @@ def post_card(handler: Handler) -> None:
     try:
         running = context.runs.running(user)
         scripts = [_script(script, running) for script in context.scripts(user)]
-    except ScriptsError as error:
-        scripts_error = f"Your scripts cannot be listed: {error}."
+    except Problem as problem:
+        scripts_error = str(problem)
     try:
         notifications = context.outbox.newest(user, uid_of(user))
     except OSError as error:
@@ -83,19 +82,16 @@ def post_run(handler: Handler) -> None:
         raise Problem(400, "name must be a string")
     context: Context = handler.server.context
     link = linked(context.links, user)
+    script = next((script for script in context.scripts(user) if script["name"] == name), None)
+    if script is None:
+        raise Problem(404, "This script is not there any more.")
+    if script.get("refused"):
+        raise Problem(409, _script(script, set())["problem"])
     try:
-        script = next((script for script in context.scripts(user) if script["name"] == name), None)
-        if script is None:
-            raise Problem(404, "This script is not there any more.")
-        if script.get("refused"):
-            raise Problem(409, _script(script, set())["problem"])
         context.runs.start(link, name)
-    except RunRefused as error:
-        raise Problem(error.status, str(error), {"Retry-After": "60"} if error.status != 409 else None) from error
-    except ScriptsError as error:
-        raise unavailable(f"It cannot be run: {error}.") from error
     except StoreError as error:
         raise unavailable(str(error)) from error
+    log.info("%s runs %s from the page", user, name)
     _answer(handler, 202)
 
 
@@ -182,7 +178,7 @@ def _answer(handler: Handler, status: int, **fields) -> None:
 
 
 def _script(script: dict, running: set) -> dict:
-    """What the page shows of a script. Its owner's account answered, so no field is sure to be what it should be."""
+    """A script on the page. Untrusted: the analyst's account answered. Validates every field."""
     refused = script.get("refused")
     problem = f"It is not run: {refused}" if refused else script.get("last_error")
     if not problem and script.get("overdue") is True:

@@ -1,57 +1,53 @@
-"""getUpdates: what people write to the bot, each handled once, and never one after the other.
+"""getUpdates: updates from Telegram, handled once each, concurrently.
 
-    polling.json   {"offset": int, "pending": {update_id: {"update": {…}, "started": bool}}}
+    polling.json   {"offset": int, "pending": {update_id: {"update": {…}}}}
 
 Updates of strangers (strangers.py) are handled one at a time, apart from the others; those without a place are dropped
-before they are written down.
+before they are recorded.
 
-An update is on disk before Telegram is told that it was received (the next call's `offset` does that), and leaves
-the file when it has been handled. What a crash interrupts is handled again by the next start, but for work that
-must not be repeated: that is marked as started before it begins, and is then only spoken of.
+An update is on disk before it is acknowledged to Telegram by the next call's `offset`, and leaves the file when it has
+been handled. After a crash it is handled again.
 """
 
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
-from collections import deque
 from pathlib import Path
 
+from bot.failures import backoff
 from bot.strangers import STRANGER_SECONDS, Strangers
 from bot.telegram import TelegramAPI, TelegramError, TelegramUnreachable
+from bot.workers import Workers
 from common.jsonstore import JsonStore, StoreError
 
 log = logging.getLogger("polling")
 
-POLL_SECONDS = 50  # the longest that getUpdates waits
+POLL_SECONDS = 50  # the longest wait of getUpdates
 POLL_ANSWER_SECONDS = POLL_SECONDS + 15
 STUCK_SECONDS = POLL_ANSWER_SECONDS + 120  # beyond the deadline of a call, with its connects
-MAX_BACKOFF_SECONDS = 60
-EMPTY_POLL_SECONDS = 0.5  # at least, for a poll that brings nothing
-INTRODUCE_SECONDS = 5, 600  # between two attempts, doubled each time
+EMPTY_POLL_SECONDS = 0.5  # the least for a poll without updates
+INTRODUCE_SECONDS = 5, 600  # between two attempts: the first pause, doubled up to the second
 MAX_HANDLERS = 64
 ALLOWED_UPDATES = ["message", "callback_query"]
 
 
 class Poller:
-    """Polls from `start` until `stop`. `handler` has `handle(update, begin)`, `interrupted(update)`,
-    `stranger(update)`, which is the chat of an update where that is linked to nobody, else None, and `introduce()`,
-    which may raise what the API raises and is called again until it does not."""
+    """Polls from `start` until `stop`. `handler` has `handle(update)`, `stranger(update)`, the chat of an update of a
+    stranger, else None, and `introduce()`, which is repeated while it raises the errors of the API."""
 
     def __init__(self, api: TelegramAPI, data_dir: Path, handler, strangers: Strangers | None = None):
         self._api = api
         self._handler = handler
         self._strangers = strangers or Strangers()
-        self._of_strangers: deque[tuple[dict, bool]] = deque()
-        self._stranger_at_work = threading.Lock()
+        self._stranger_worker = Workers("strangers", self._handle_stranger)
         self._offset: int | None = None
         self._store = JsonStore(data_dir / "polling.json", mode=0o600)
         self._stopping = threading.Event()
         self._slots = threading.BoundedSemaphore(MAX_HANDLERS)
         self._thread = threading.Thread(target=self._run, name="polling", daemon=True)
-        self._at_work: set[str] = set()
+        self._in_progress: set[str] = set()
         self._resumed = False
         self._failures = 0
         self._problem_kind: str | None = None
@@ -66,7 +62,7 @@ class Poller:
     def stop(self, seconds: float) -> bool:
         """Take no more updates and wait for those being handled; False if `seconds` were too few.
 
-        The poll under way is ended by closing the API, which is the caller's to do."""
+        The caller ends the poll in flight by closing the API."""
         self._stopping.set()
         deadline = time.monotonic() + seconds
         return all(self._slots.acquire(timeout=max(0.0, deadline - time.monotonic())) for _ in range(MAX_HANDLERS))
@@ -75,7 +71,7 @@ class Poller:
         return self._thread.is_alive() and time.monotonic() - self.beat < STUCK_SECONDS
 
     def _introduce(self) -> None:
-        """Introduce the bot; beside the polls, which do not wait for it."""
+        """Introduce the bot, in parallel to the polls."""
         pause, longest = INTRODUCE_SECONDS
         said = False
         while not self._stopping.is_set():
@@ -92,13 +88,13 @@ class Poller:
     def _run(self, failed: bool = False) -> None:
         try:
             if failed:
-                self._fail("error", "polling was ended by an error of the service's own; it goes on")
+                self._fail("error", "polling was interrupted by an error of the service's own; it goes on")
             while not self._stopping.is_set():
                 self._go_round()
         finally:
             if not self._stopping.is_set():
-                # An error of ours has ended this thread, and is logged; another takes its place, and takes up, too,
-                # what was fetched and is not being handled.
+                # An unexpected error has ended this thread, and is logged. Another replaces it and resumes the updates
+                # that were fetched and are not in progress.
                 self._resumed = False
                 another = threading.Thread(target=self._run, args=(True,), name="polling", daemon=True)
                 another.start()
@@ -120,20 +116,20 @@ class Poller:
             self._fail("store", str(error))
 
     def _resume(self) -> None:
-        at_work = set(self._at_work)  # asked first: what ends meanwhile is in the file no more
+        in_progress = set(self._in_progress)  # first: an update that ends meanwhile leaves the file
         for key, entry in self._pending(self._store.read()).items():
-            if key not in at_work:
-                self._dispatch(entry["update"], entry.get("started") is True)
+            if key not in in_progress:
+                self._dispatch(entry["update"])
 
     def _poll_once(self) -> None:
         if self._offset is None:
             offset = self._store.read().get("offset")
             self._offset = offset if type(offset) is int else 0
         polled, offset = time.monotonic(), self._offset
-        # The first poll, and one after a problem, is to say at once whether it works.
-        patience = POLL_SECONDS if self.polled_at and not self.problem else 0
+        # The first poll, and one after a problem, returns at once to show that polling works.
+        wait = POLL_SECONDS if self.polled_at and not self.problem else 0
         updates = self._api.call("getUpdates", {
-            "offset": offset, "timeout": patience,
+            "offset": offset, "timeout": wait,
             "allowed_updates": ALLOWED_UPDATES}, timeout=POLL_ANSWER_SECONDS)
         updates = [update for update in updates if isinstance(update, dict)
                    and type(update.get("update_id")) is int] if isinstance(updates, list) else []
@@ -145,7 +141,7 @@ class Poller:
         self._offset = following
         self._recovered()
         for update in admitted:
-            self._dispatch(update, False)
+            self._dispatch(update)
         if following == offset:
             self._stopping.wait(polled + EMPTY_POLL_SECONDS - time.monotonic())
 
@@ -160,16 +156,15 @@ class Poller:
         self.polled_at = time.time()
 
     def _fail(self, kind: str, message: str, seconds: int | None = None) -> None:
-        """One line for each change of state; then wait, longer each time."""
+        """Log each change of state once; then wait, longer each time."""
         if kind != self._problem_kind:
             (log.critical if kind == "token" else log.warning)("%s", message)
         self.problem, self._problem_kind = message, kind
         self._failures += 1
-        backoff = min(MAX_BACKOFF_SECONDS, 2 ** min(self._failures, 10)) * random.uniform(0.5, 1)
-        self._wait(max(backoff, seconds or 0))
+        self._wait(max(backoff(self._failures + 1), seconds or 0))
 
     def _wait(self, seconds: float) -> None:
-        """Wait in pieces, so that a `retry_after` of hours does not look like a loop that is stuck."""
+        """Wait in pieces, so that the watchdog does not take a `retry_after` of hours for a hang."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0 and not self._stopping.wait(min(left, 10)):
             self.beat = time.monotonic()
@@ -179,7 +174,7 @@ class Poller:
             state["offset"] = offset
             pending = state["pending"] = self._pending(state)
             for update in updates:
-                pending[str(update["update_id"])] = {"update": update, "started": False}
+                pending[str(update["update_id"])] = {"update": update}
 
     @staticmethod
     def _pending(state: dict) -> dict:
@@ -189,66 +184,46 @@ class Poller:
         return {key: entry for key, entry in pending.items()
                 if isinstance(entry, dict) and isinstance(entry.get("update"), dict)}
 
-    def _begin(self, update: dict) -> None:
-        with self._store.update() as state:
-            entry = self._pending(state).get(str(update["update_id"]))
-            if entry is not None:
-                entry["started"] = True
-
-    def _dispatch(self, update: dict, interrupted: bool) -> None:
+    def _dispatch(self, update: dict) -> None:
         chat_id = self._handler.stranger(update)
         if chat_id is None:
-            self._spawn(update, interrupted)
+            self._spawn(update)
             return
         self._strangers.hold(str(update.get("update_id")), chat_id)
-        self._at_work.add(str(update.get("update_id")))
-        self._of_strangers.append((update, interrupted))
-        if not self._stranger_at_work.locked():
-            threading.Thread(target=self._handle_strangers, name="strangers", daemon=True).start()
+        self._in_progress.add(str(update.get("update_id")))
+        self._stranger_worker.give(update, 1)
 
-    def _handle_strangers(self) -> None:
-        """One update after the other, at their pace, until there is none."""
-        while self._of_strangers and self._stranger_at_work.acquire(blocking=False):
-            try:
-                while self._of_strangers and not self._stopping.is_set():
-                    update, interrupted = self._of_strangers.popleft()
-                    self._handle(update, interrupted)
-                    self._stopping.wait(STRANGER_SECONDS)
-            finally:
-                self._stranger_at_work.release()
-            if self._stopping.is_set():
-                return
+    def _handle_stranger(self, update: dict) -> None:
+        if not self._stopping.is_set():
+            self._handle(update)
+            self._stopping.wait(STRANGER_SECONDS)
 
-    def _spawn(self, update: dict, interrupted: bool) -> None:
+    def _spawn(self, update: dict) -> None:
         while not self._slots.acquire(timeout=1):
-            self.beat = time.monotonic()  # each handler comes to an end, and a slot becomes free
+            self.beat = time.monotonic()  # every handler has a deadline, so a slot becomes free
         key = str(update.get("update_id"))
         try:
-            self._at_work.add(key)
-            threading.Thread(target=self._handle_in_slot, args=(update, interrupted), name="update",
-                             daemon=True).start()
+            self._in_progress.add(key)
+            threading.Thread(target=self._handle_in_slot, args=(update,), name="update", daemon=True).start()
         except BaseException:
-            self._at_work.discard(key)
+            self._in_progress.discard(key)
             self._slots.release()
             raise
 
-    def _handle_in_slot(self, update: dict, interrupted: bool) -> None:
+    def _handle_in_slot(self, update: dict) -> None:
         try:
-            self._handle(update, interrupted)
+            self._handle(update)
         finally:
             self._slots.release()
 
-    def _handle(self, update: dict, interrupted: bool) -> None:
+    def _handle(self, update: dict) -> None:
         try:
-            if interrupted:
-                self._handler.interrupted(update)
-            else:
-                self._handler.handle(update, lambda: self._begin(update))
+            self._handler.handle(update)
         except StoreError as error:
             log.error("update %s was not handled: %s", update.get("update_id"), error)
         finally:
             self._forget(update)
-            self._at_work.discard(str(update.get("update_id")))
+            self._in_progress.discard(str(update.get("update_id")))
             self._strangers.leave(str(update.get("update_id")))
 
     def _forget(self, update: dict) -> None:
@@ -261,7 +236,7 @@ class Poller:
 
 
 def _meaning(error: TelegramError) -> tuple[str, str]:
-    """The kind of a refusal of getUpdates, and what to say of it."""
+    """The kind of a refusal of getUpdates, and a sentence about it."""
     if error.code in (401, 404):
         return "token", (f"Telegram refuses the bot token ({error.description}): put the right one in place, then "
                          "systemctl restart notify-bot.service")

@@ -1,4 +1,4 @@
-"""What the bot writes in a chat on its own: through the outbox, and once for a key, however often it is asked for."""
+"""Messages from the bot itself, queued through the outbox, at most once per key."""
 
 from __future__ import annotations
 
@@ -14,26 +14,30 @@ SAMPLE_TITLE = "Sample notification"
 
 
 class Replies:
-    """Accepts messages for delivery. Threads may share it."""
+    """Queues the bot's messages for delivery. Thread-safe."""
 
     def __init__(self, outbox, delivery):
         self._outbox, self._delivery = outbox, delivery
 
     def are_full(self, chat_id: int) -> bool:
-        """Whether so many replies wait for a chat that nothing more is to be done there which brings one."""
+        """True while too many replies wait for a chat: no further request from it is handled."""
         return self._delivery.replies(chat_id) >= MAX_WAITING_PER_CHAT
 
     def identify(self, key: str) -> str:
-        """The ID of what was written under a key."""
+        """The ID of the message with a key."""
         return self._outbox.identify(key)
+
+    def has(self, key: str) -> bool:
+        """True if a message was queued under this key within a day."""
+        return self._outbox.find(self.identify(key)) is not None
 
     def tell(self, key: str, chat_id: int, text: str, parse_mode: str = "Markdown", title: str = "",
              buttons: list = (), picture=None, picture_name: str = "", user: str | None = None,
              script: str = "", reply: bool = True):
-        """Write in a chat, once a day for the same key. The receipt, None where it was written before.
+        """Queue a message for a chat, once a day per key. Returns the receipt, None where it was queued before.
 
-        `picture` is a binary file; `user` is whose desktop is to show the message too. A reply goes ahead of
-        notifications. Raises OutboxError, and OSError where the picture cannot be written.
+        `picture` is a binary file; the desktop of `user` shows the message too. A reply goes ahead of notifications.
+        Raises OutboxError, and OSError where the picture cannot be written.
         """
         message = {"title": whole(title), "text": whole(text), "parse_mode": parse_mode, "buttons": list(buttons)}
         fields = {"chat_id": chat_id, "reply": reply, "user": user, "uid": uid_of(user) if user else None,
@@ -51,11 +55,11 @@ class Replies:
                 file.seek(0)
                 message["photo"] = photo_name(file.read(8), picture_name)
                 if message["photo"] is None:
-                    message["text"] += "\n\n(Its image is not a PNG or JPEG, and is left out.)"
+                    message["text"] += "\n\n(Its image is not a PNG or JPEG and was left out.)"
                 return self._delivery.submit(self._outbox.add(entry_id, fields, file if message["photo"] else None))
 
     def sample(self, key: str, link: Link, **options):
-        """Show the owner of a link what a notification looks like; as `tell`."""
+        """Send a sample notification to the chat of a link; as `tell`."""
         path = Path(__file__).with_name("sample_chart.png")
         with open(path, "rb") as picture:
             return self.tell(key, link.chat_id, f"This is how a notification looks, `{link.user}`: a *title*, a "

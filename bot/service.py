@@ -12,16 +12,15 @@ from contextlib import suppress
 from bot import http_server, page_api, systemd
 from bot.chat import Chat
 from bot.delivery import Delivery
-from bot.desktop import Gateway
+from bot.desktop import Desktop
 from bot.invites import Invites
 from bot.metrics import Metrics
 from bot.outbox import Outbox, OutboxError
-from bot.overdue import Overdue
 from bot.polling import Poller
 from bot.receipt import Outcome
 from bot.recipients import Recipients
 from bot.replies import Replies
-from bot.runs import Runs
+from bot.scripts import Overdue, Runs
 from bot.send_api import Context, SendHandler
 from bot.strangers import Strangers
 from bot.telegram import TelegramAPI
@@ -42,8 +41,8 @@ API_STUCK_SECONDS = 60
 class People(Recipients):
     """The people behind the chats: their links, their desktops."""
 
-    def __init__(self, links: Links, gateway: Gateway):
-        self._links, self._gateway = links, gateway
+    def __init__(self, links: Links, desktop: Desktop):
+        self._links, self._desktop = links, desktop
         self._lock = threading.Lock()
         self._expired: dict[str, int] = {}
 
@@ -77,8 +76,8 @@ class People(Recipients):
     def delivered(self, entry: dict) -> None:
         if entry["user"]:
             message = entry["message"]
-            self._gateway.dispatch(entry["user"], message.get("title") or "", message.get("text") or "",
-                                   str(entry.get("script") or ""))
+            self._desktop.show(entry["user"], message.get("title") or "", message.get("text") or "",
+                               str(entry.get("script") or ""))
 
     def expired(self, user: str) -> None:
         with self._lock:
@@ -173,7 +172,7 @@ class Service:
         self._links = Links(settings.data_dir)
         self._api = TelegramAPI(token, settings.api_url)
         self._metrics = Metrics()
-        self._people = People(self._links, Gateway(settings.ws_socket))
+        self._people = People(self._links, Desktop(settings.ws_socket))
         strangers = Strangers(self._people.is_linked)
         self._delivery = Delivery(self._outbox, self._api, self._people, self._metrics, settings.max_age, strangers)
         replies = Replies(self._outbox, self._delivery)

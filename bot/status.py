@@ -1,11 +1,10 @@
-"""What /status shows: the scripts, a page at a time, and a button to run each."""
+"""The text and keyboard of /status: the scripts, a page at a time, with a button to run each."""
 
 from __future__ import annotations
 
-import hashlib
+from bot.scripts import digest, short
 
 PAGE_SCRIPTS = 30  # a keyboard holds about 100 buttons and 10 kB
-SHOWN_NAME = 40
 
 
 def status_page(user: str, scripts: list[dict], number: int, now: float) -> tuple[str, list]:
@@ -30,16 +29,6 @@ def button(text: str, data: str) -> dict:
     return {"text": text, "callback_data": data}
 
 
-def digest(name: str) -> str:
-    """A key for a script that fits into callback_data, which has 64 bytes, however long the name is."""
-    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:24]
-
-
-def short(name: str) -> str:
-    """A name as it is shown on a button."""
-    return name if len(name) <= SHOWN_NAME else name[:SHOWN_NAME - 1] + "…"
-
-
 def _describe(script: dict, now: float) -> str:
     if script.get("refused"):
         return f"⛔ {short(script['name'])}\nis not run: {script['refused']}"
@@ -50,13 +39,11 @@ def _describe(script: dict, now: float) -> str:
 
 
 def _ago(seconds, now: float) -> str:
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        return "never"
-    return f"{_span(max(0, now - seconds))} ago"
+    return f"{_span(max(0, now - seconds))} ago" if type(seconds) in (int, float) else "never"
 
 
 def _ahead(seconds, now: float) -> str:
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+    if type(seconds) not in (int, float):
         return "not scheduled"
     return f"in {_span(seconds - now)}" if seconds > now else "now"
 

@@ -1,7 +1,7 @@
-"""Strangers: chats that are linked to nobody. Together they get a bounded share of the bot's work.
+"""Strangers, chats that are linked to nobody: together they get a bounded share of the bot's work.
 
-Anybody on Telegram can write to the bot. A place is taken before any work is done for a stranger's update, and held
-until the reply has been sent; what finds no place is left unanswered, and only counted.
+Anybody on Telegram can write to the bot. An update of a stranger takes a place before any work is done for it, and
+keeps the place until the reply has been sent; without a free place it is dropped and counted.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections import Counter
 log = logging.getLogger("strangers")
 
 MAX_WAITING, MAX_WAITING_PER_CHAT = 100, 5
-STRANGER_SECONDS = 0.2  # between two updates, and between two calls: five a second
+STRANGER_SECONDS = 0.2  # between two updates, and between two calls
 REPORT_SECONDS = 60
 
 
 class Strangers:
-    """Places for what waits to be handled or sent, by a key. Threads may share it. `is_linked(chat_id)` tells whose
-    chat is somebody's."""
+    """Places for updates that are being handled and replies that are queued, by key. Thread-safe. `is_linked(chat_id)`
+    tells linked chats from strangers."""
 
     def __init__(self, is_linked=lambda chat_id: True):
         self._is_linked = is_linked
@@ -33,23 +33,23 @@ class Strangers:
         return not self._is_linked(chat_id)
 
     def admit(self, key: str, chat_id: int) -> bool:
-        """Take a place; False where there is none, which is counted."""
+        """Take a place; False, and counted, where there is none."""
         with self._lock:
             if len(self._chats) < MAX_WAITING and self._in_chat[chat_id] < MAX_WAITING_PER_CHAT:
                 self._take(key, chat_id)
                 return True
             if not self._in_chat[chat_id]:
-                del self._in_chat[chat_id]  # a Counter keeps what it was asked for
+                del self._in_chat[chat_id]  # a Counter keeps each key it was asked for
             self._refused += 1
             return False
 
     def hold(self, key: str, chat_id: int) -> None:
-        """Take a place for a reply, whose update has been admitted, or for what an earlier run admitted."""
+        """Take a place in any case: for the reply to an admitted update, or an update of an earlier run."""
         with self._lock:
             self._take(key, chat_id)
 
     def leave(self, key: str) -> None:
-        """Give a place back; nothing where the key has none."""
+        """Free the place of a key, if it has one."""
         with self._lock:
             chat_id = self._chats.pop(key, None)
             if chat_id is not None:
@@ -58,7 +58,7 @@ class Strangers:
                     del self._in_chat[chat_id]
 
     def report(self, now: float) -> None:
-        """Log how many updates were left unanswered, at most once a minute. `now` is monotonic."""
+        """Log the number of dropped updates, at most once a minute. `now` is monotonic."""
         with self._lock:
             if not self._refused or now - self._reported < REPORT_SECONDS:
                 return

@@ -1,4 +1,4 @@
-"""Threads that take turns at one queue of work: as many as are wanted, and another for each that an error has ended."""
+"""A pool of threads that grows on demand; an unexpected error ends a thread, and another replaces it."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import logging
 import queue
 import threading
 
-log = logging.getLogger("delivery")
+log = logging.getLogger("workers")
 
 
 class Workers:
-    """`work(item)` does one piece and returns the next for the same thread, or None. Threads may share it."""
+    """Runs `work(item)`, which returns the next item for the same thread, or None. Thread-safe."""
 
-    def __init__(self, work):
-        self._work = work
+    def __init__(self, name: str, work):
+        self._name, self._work = name, work
         self._queue: queue.SimpleQueue = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
         self._wanted = 0
 
     def give(self, item, wanted: int) -> None:
-        """Have an item worked on, by `wanted` threads at the most."""
+        """Queue an item, for at most `wanted` threads."""
         self._queue.put(item)
         with self._lock:
             self._wanted = max(self._wanted, wanted)
@@ -28,11 +28,11 @@ class Workers:
                 self._hire()
 
     def _hire(self) -> None:
-        worker = threading.Thread(target=self._run, name=f"delivery-{len(self._threads)}", daemon=True)
+        worker = threading.Thread(target=self._run, name=f"{self._name}-{len(self._threads)}", daemon=True)
         try:
             worker.start()
-        except RuntimeError as error:  # no thread can be had now; the next item asks again
-            log.error("delivery: %s; %d work", error, len(self._threads))
+        except RuntimeError as error:  # cannot start a thread; the next item retries
+            log.error("%s: %s; %d threads work", self._name, error, len(self._threads))
         else:
             self._threads.add(worker)
 
@@ -42,7 +42,7 @@ class Workers:
             while True:
                 item = self._work(item or self._queue.get())
         finally:
-            with self._lock:  # an error of ours has ended this worker, and is logged
+            with self._lock:  # reached only by an unexpected error, which the thread's excepthook logs
                 self._threads.discard(threading.current_thread())
                 if len(self._threads) < self._wanted:
                     self._hire()

@@ -20,6 +20,7 @@ from pathlib import Path
 import notify_scripts
 from common import bounded_json
 from common.jsonstore import CorruptStore, StoreError, sync_directory, write_atomic
+from common.script_output import image_kind
 from notify_scripts import ScriptsError, unix_time
 
 log = logging.getLogger("handover")
@@ -31,7 +32,6 @@ MAX_ANSWER = 64 << 10
 MAX_ITEMS = 100
 LATE_SECONDS = 900
 _CHUNK = 64 << 10
-_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 _TEXTS = ("key", "stem", "name", "kind", "title", "text", "image")
 _ADVICE = {
     404: "send /start to the bot and link this account",
@@ -48,7 +48,7 @@ Message.__doc__ = """`kind`: alert, failing or works; `image`: its file name or 
 def picture(path: str) -> tuple[int, int]:
     """Open a PNG or JPEG: `(descriptor, size)`. Raises ScriptsError, its message saying why not."""
     descriptor, size = notify_scripts.open_image(path)
-    if os.pread(descriptor, 16, 0).startswith(_MAGIC):
+    if image_kind(os.pread(descriptor, 16, 0)):
         return descriptor, size
     os.close(descriptor)
     raise ScriptsError(f"{path} is not a PNG or JPEG", os.EX_DATAERR)

@@ -112,7 +112,7 @@ FIGURES = [
     (ADMIN, "a copy of the log of at most {} MiB", 2 * log.LOG_COPY_BYTES >> 20),
     (ADMIN, "messages wait up to {}", {86400: "a day"}[settings.bot_settings({}).max_age]),
     (ARCHITECTURE, "each update being handled, {} at most", polling.MAX_HANDLERS),
-    (ARCHITECTURE, "up to {} workers", pacing.MAX_UNDER_WAY),
+    (ARCHITECTURE, "up to {} workers", pacing.MAX_IN_FLIGHT),
     (ARCHITECTURE, "each connection, {} at most", http_server.MAX_CONNECTIONS),
     (ARCHITECTURE, "{} for a user", http_server.MAX_CONNECTIONS_PER_USER),
 ]

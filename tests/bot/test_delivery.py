@@ -61,7 +61,7 @@ def test_a_passing_fault_loses_nothing_and_doubles_only_the_unknown(bot, telegra
 
 
 @pytest.mark.root
-def test_a_retry_after_parks_its_chat_and_no_other(bot, telegram):
+def test_a_retry_after_delays_its_chat_and_no_other(bot, telegram):
     telegram.control("faults", action="error", method="sendMessage", chat_id=2, times=1, status=429,
                      description="Too Many Requests: retry after 3", retry_after=3)
     started = time.monotonic()

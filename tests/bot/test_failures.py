@@ -5,7 +5,7 @@ import time
 import pytest
 
 from bot.failures import HOPELESS_SECONDS, Failures, is_gone
-from bot.pacing import Lanes
+from bot.pacing import ChatQueues
 from bot.telegram import TelegramError
 from common.clock import age
 from live import ME, Bot, png, until
@@ -43,15 +43,15 @@ def test_a_time_that_cannot_be_true_expires_nothing(since, now, seconds):
     assert age(since, now) == seconds
 
 
-def test_a_parked_lane_is_woken_for_what_is_too_old():
-    lanes = Lanes()
+def test_a_delayed_queue_is_woken_for_what_is_too_old():
+    queues = ChatQueues()
     for chat in (1, 2):
-        lanes.park(chat, 1e9)
-        lanes.add(chat, f"m{chat}", False)
-    assert lanes.seconds_to_next(10.0) > 0
-    lanes.wake(lambda entry_id: entry_id == "m2")
-    assert lanes.seconds_to_next(10.0) <= 0 and lanes.take(10.0).chat_id == 2
-    assert lanes.seconds_to_next(10.0) > 0
+        queues.delay(chat, 1e9)
+        queues.add(chat, f"m{chat}", False)
+    assert queues.seconds_to_next(10.0) > 0
+    queues.wake(lambda entry_id: entry_id == "m2")
+    assert queues.seconds_to_next(10.0) <= 0 and queues.take(10.0).chat_id == 2
+    assert queues.seconds_to_next(10.0) > 0
 
 
 HASTY = """
@@ -100,7 +100,7 @@ def test_a_photo_that_telegram_never_takes(hasty, telegram, tmp_path):
     assert "Telegram takes other messages and not this one" in bot.log
 
 
-def test_what_is_parked_expires_though_nothing_is_sent(hasty, telegram):
+def test_what_is_delayed_expires_though_nothing_is_sent(hasty, telegram):
     bot = hasty(NOTIFY_MAX_AGE="2")
     telegram.control("faults", action="error", method="sendMessage", chat_id=1, times=1, status=429,
                      description="Too Many Requests", retry_after=1_000_000_000)

@@ -6,7 +6,7 @@ import threading
 
 from test_chat import ScriptsSocket, ask, bot, chat_id, line, linked, scripts, telegram  # noqa: F401 (fixtures)
 
-from bot.overdue import Overdue
+from bot.scripts import Overdue
 from live import until
 
 
@@ -21,7 +21,7 @@ def test_owners_are_asked_and_told(bot, telegram, linked, scripts):  # noqa: F81
     (bot.data / "telegram_users.json").write_text(json.dumps(users))
     overdue = Overdue(links.Links(bot.data), bot.folder / "scripts", lambda *message: told.append(message))
     for _ in range(3):
-        overdue.look()
+        overdue.check()
     ((key, chat, text),) = told
     assert chat == linked and key.startswith("overdue:alice:")
     assert text.count("•") == 10 and "s\\_0.py" in text and "… and 2 more" in text
@@ -47,6 +47,7 @@ def test_accounts_that_do_not_answer_come_last(tmp_path):
             connection, _ = listener.accept()
             asked.append(user)
             with connection:
+                connection.recv(65536)  # closing with the request unread would reset the connection
                 if user == "sound":
                     connection.sendall(line(ok=True, scripts=[])[0])
 
@@ -55,7 +56,7 @@ def test_accounts_that_do_not_answer_come_last(tmp_path):
         thread.start()
     overdue = Overdue(links.Links(tmp_path), tmp_path / "scripts", None)
     for _ in range(2):
-        overdue.look()
+        overdue.check()
     for thread in threads:
         thread.join(10)
     for _, listener in listening:

@@ -98,7 +98,7 @@ def test_card_shows_scripts_as_the_page_wants_them(bot, linked, scripts):
 def test_card_of_somebody_who_cannot_be_asked_for_scripts_says_why(bot, scripts):
     assert "notify-add-analyst" in bot.card("bob")["scripts_error"]
     scripts.answers.append((b"no json\n",))
-    assert "there was no answer" in bot.card()["scripts_error"]
+    assert "There was no answer" in bot.card()["scripts_error"]
 
 
 def test_owners_account_is_not_trusted_with_what_it_answers(bot, scripts):
@@ -115,7 +115,7 @@ def test_owners_account_is_not_trusted_with_what_it_answers(bot, scripts):
 @pytest.mark.parametrize(("script", "count"), [(b"{}", 600_000), (b"[]", 600_000), (b'""', 900_000)])
 def test_owners_account_cannot_fill_the_memory_of_the_bot(bot, scripts, script, count):
     scripts.answers.append((b'{"ok": true, "scripts": [' + b",".join([script] * count) + b"]}\n",))
-    assert "there was no answer" in bot.card()["scripts_error"]
+    assert "There was no answer" in bot.card()["scripts_error"]
     peak = re.search(r"VmHWM:\s+([0-9]+) kB", Path(f"/proc/{bot.process.pid}/status").read_text())
     assert int(peak[1]) < 80 << 10
 
@@ -155,7 +155,7 @@ def test_what_cannot_be_run_is_refused_with_the_reason(bot, telegram, linked, sc
     assert bot.web("/run", user="alice")[0] == bot.web("/run", user="alice", name=5)[0] == 400
     scripts.answers.append((b"",))
     status, answer = bot.web("/run", user="alice", name="a.py")
-    assert status == 503 and bot.retry_after and "there was no answer" in answer["error"]
+    assert status == 503 and bot.retry_after and "There was no answer" in answer["error"]
     blocked = {"chat_id": linked, "uid": 4711, "blocked": "was blocked"}
     (bot.data / "telegram_users.json").write_text(json.dumps({"alice": blocked}))
     status, answer = bot.web("/run", user="alice", name="a.py")
@@ -240,7 +240,7 @@ def test_runs_of_the_page_are_bounded_in_all(tmp_path, telegram, chat_id):  # no
     bot.users(alice=chat_id, bob=chat_id + 1)
     neighbours = [Neighbour(bot, user, ["a.py"]) for user in ("alice", "bob")]
     try:
-        bot.start("from bot import runs\nruns.MAX_PAGE_RUNS = 1")
+        bot.start("from bot import scripts\nscripts.MAX_RUNS = 1")
         assert bot.web("/run", user="alice", name="a.py")[0] == 202
         assert bot.web("/run", user="bob", name="a.py")[0] == 503 and bot.retry_after
         neighbours[0].go_on.set()

@@ -49,7 +49,7 @@ class Handler:
     def stranger(self, update):
         return None
 
-    def handle(self, update, begin):
+    def handle(self, update):
         self.handled.append(update)
         if update == FIRST:
             self.may_end.wait(10)

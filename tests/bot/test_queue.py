@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from bot.pacing import RAMP_SECONDS, Lanes, Pace, Window
+from bot.pacing import RAMP_SECONDS, ChatQueues, Pace, Window
 from live import CHECKOUT, ME, PYTHON, Bot, png, until
 
 
@@ -134,41 +134,41 @@ print(answer.status, answer.read())
 """
 
 
-def test_a_lane_that_was_emptied_gives_out_nothing():
-    lanes = Lanes()
-    lanes.add(1, "a", False)
-    lanes.add(1, "b", True)
-    assert lanes.withdraw(1, "a") and lanes.withdraw(1, "b") and not lanes.withdraw(1, "a")
-    assert lanes.seconds_to_next(100) > 0
-    lanes.add(1, "c", False)
-    assert lanes.seconds_to_next(100) == 0
-    lane = lanes.take(100)
-    assert lane.head() == "c" and not lanes.withdraw(1, "c")
-    lanes.add(1, "d", False)
-    assert lanes.withdraw(1, "d")
-    lane.remove("c")
-    lanes.give_back(lane, 100)
-    assert lanes.seconds_to_next(200) > 0
+def test_a_queue_that_was_emptied_gives_out_nothing():
+    queues = ChatQueues()
+    queues.add(1, "a", False)
+    queues.add(1, "b", True)
+    assert queues.withdraw(1, "a") and queues.withdraw(1, "b") and not queues.withdraw(1, "a")
+    assert queues.seconds_to_next(100) > 0
+    queues.add(1, "c", False)
+    assert queues.seconds_to_next(100) == 0
+    queue = queues.take(100)
+    assert queue.head() == "c" and not queues.withdraw(1, "c")
+    queues.add(1, "d", False)
+    assert queues.withdraw(1, "d")
+    queue.remove("c")
+    queues.ended(queue, 100)
+    assert queues.seconds_to_next(200) > 0
 
 
 def test_turns_a_reply_leads_in_its_own_chat_and_each_at_its_pace():
-    lanes = Lanes()
+    queues = ChatQueues()
     for chat in (1, 2, 3):
         for number in range(5):
-            lanes.add(chat, f"{chat}/{number}", False)
-    lanes.add(3, "reply", True)
+            queues.add(chat, f"{chat}/{number}", False)
+    queues.add(3, "reply", True)
     now, sent, times = 100.0, [], {}
     while len(sent) < 16:
-        wait = lanes.seconds_to_next(now)
+        wait = queues.seconds_to_next(now)
         if wait > 0:
             now += wait
             continue
-        lane = lanes.take(now)
-        entry_id = lane.head()
-        lane.remove(entry_id)
-        lanes.give_back(lane, now)
+        queue = queues.take(now)
+        entry_id = queue.head()
+        queue.remove(entry_id)
+        queues.ended(queue, now)
         sent.append(entry_id)
-        times.setdefault(lane.chat_id, []).append(now)
+        times.setdefault(queue.chat_id, []).append(now)
     assert sent[:3] == ["1/0", "2/0", "reply"]
     for chat in (1, 2, 3):
         assert [name for name in sent if name.startswith(f"{chat}/")] == [f"{chat}/{number}" for number in range(5)]
@@ -193,28 +193,28 @@ def test_a_refusal_slows_a_pace_and_it_recovers():
 
 
 def test_a_storm_in_one_chat_delays_no_other():
-    lanes = Lanes()
+    queues = ChatQueues()
     for number in range(200):
-        lanes.add(1, str(number), False)
+        queues.add(1, str(number), False)
     now = 100.0
     for _ in range(50):
-        wait = lanes.seconds_to_next(now)
+        wait = queues.seconds_to_next(now)
         now += wait
         if wait == 0:
-            lane = lanes.take(now)
-            lane.remove(lane.head())
-            lanes.give_back(lane, now)
-    lanes.add(2, "other", False)
+            queue = queues.take(now)
+            queue.remove(queue.head())
+            queues.ended(queue, now)
+    queues.add(2, "other", False)
     waited = 0.0
     while True:
-        wait = lanes.seconds_to_next(now)
+        wait = queues.seconds_to_next(now)
         now, waited = now + wait, waited + wait
         if wait == 0:
-            lane = lanes.take(now)
-            if lane.chat_id == 2:
+            queue = queues.take(now)
+            if queue.chat_id == 2:
                 break
-            lane.remove(lane.head())
-            lanes.give_back(lane, now)
+            queue.remove(queue.head())
+            queues.ended(queue, now)
     assert waited < 0.1
 
 
@@ -227,7 +227,7 @@ def test_a_call_counts_until_a_second_after_its_end():
     window.end(5.0)
     assert window.seconds_to_next(5.0) == 1.0 and window.seconds_to_next(6.0) == 0
     window.slow_down()
-    assert window.seconds_to_next(6.0) > 0  # two are under way, and two is the most now
+    assert window.seconds_to_next(6.0) > 0  # two are in flight, and two is the most now
     window.end(6.0)
     assert window.seconds_to_next(6.5) == 0.5
     for number in range(200):
@@ -235,29 +235,29 @@ def test_a_call_counts_until_a_second_after_its_end():
         window.begin()
         window.end(10.0 + number)
     window.begin()
-    assert window.seconds_to_next(300) == 0  # two are under way, and three is the most again
+    assert window.seconds_to_next(300) == 0  # two are in flight, and three is the most again
 
 
 def test_one_more_call_at_once_only_where_one_takes_long():
-    lanes = Lanes()
+    queues = ChatQueues()
     for chat in (1, 2, 3):
-        lanes.add(chat, f"m{chat}", False)
-    assert lanes.seconds_to_next(10.0) == 0
-    first = lanes.take(10.0)
-    assert 0 < lanes.seconds_to_next(10.0) < 1.1 * RAMP_SECONDS
-    assert lanes.seconds_to_next(10.0 + RAMP_SECONDS) == 0
-    lanes.give_back(first, 10.001)  # sooner than that: the next one takes its place at once, and alone
-    assert lanes.seconds_to_next(10.001) == 0
-    lanes.take(10.001)
-    assert lanes.seconds_to_next(10.001) > 0
+        queues.add(chat, f"m{chat}", False)
+    assert queues.seconds_to_next(10.0) == 0
+    first = queues.take(10.0)
+    assert 0 < queues.seconds_to_next(10.0) < 1.1 * RAMP_SECONDS
+    assert queues.seconds_to_next(10.0 + RAMP_SECONDS) == 0
+    queues.ended(first, 10.001)  # sooner than that: the next one takes its place at once, and alone
+    assert queues.seconds_to_next(10.001) == 0
+    queues.take(10.001)
+    assert queues.seconds_to_next(10.001) > 0
 
 
 def test_what_is_being_sent_is_not_withdrawn_where_a_reply_has_come_before_it():
-    lanes = Lanes()
-    lanes.add(1, "n", reply=False)
-    assert lanes.seconds_to_next(10.0) == 0
-    lane = lanes.take(10.0)
-    lanes.add(1, "r", reply=True)
-    assert not lanes.withdraw(1, "n") and lanes.withdraw(1, "r")
-    lanes.give_back(lane, 11.0)
-    assert lanes.withdraw(1, "n")
+    queues = ChatQueues()
+    queues.add(1, "n", reply=False)
+    assert queues.seconds_to_next(10.0) == 0
+    queue = queues.take(10.0)
+    queues.add(1, "r", reply=True)
+    assert not queues.withdraw(1, "n") and queues.withdraw(1, "r")
+    queues.ended(queue, 11.0)
+    assert queues.withdraw(1, "n")

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from bot.pacing import Lanes
+from bot.pacing import ChatQueues
 from bot.telegram import TelegramError, _result
 from live import ME, Bot, until
 
@@ -22,10 +22,10 @@ def test_a_rest_is_a_whole_number_of_seconds(wanted, seconds):
 
 
 def test_a_pause_may_be_longer_than_a_lock_can_wait():
-    lanes = Lanes()
-    lanes.add(1, "aa", False)
-    lanes.pause(float(1 << 62))
-    assert 0 < lanes.seconds_to_next(0.0) < threading.TIMEOUT_MAX
+    queues = ChatQueues()
+    queues.add(1, "aa", False)
+    queues.pause(float(1 << 62))
+    assert 0 < queues.seconds_to_next(0.0) < threading.TIMEOUT_MAX
 
 
 PATIENCE, LATE = 2, 5

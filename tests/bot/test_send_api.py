@@ -457,7 +457,7 @@ def whole_request(connection):
     return head, body
 
 
-def test_the_gateway_gets_what_was_delivered_and_cannot_harm(bot, telegram):
+def test_the_desktop_gets_what_was_delivered_and_cannot_harm(bot, telegram):
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(bot.folder / "ws.sock"))
         listener.listen()

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from bot.pacing import Lanes
+from bot.pacing import ChatQueues
 from bot.strangers import MAX_WAITING, MAX_WAITING_PER_CHAT, Strangers
 from live import ME, Bot, until
 
@@ -14,34 +14,34 @@ STRANGERS, CALL_SECONDS = 10_000, 0.1
 
 
 def waits(strangers, alerts, slow=0):
-    """The seconds that each alert of a chat of its own waits in the lanes, with `strangers` who write all the time.
+    """The seconds that each alert of a chat of its own waits in the queues, with `strangers` who write all the time.
     `alerts` has when each comes; after `slow` refusals of the whole bot."""
-    lanes, places, now = Lanes(), Strangers(lambda chat: chat <= len(alerts)), 0.0
+    queues, places, now = ChatQueues(), Strangers(lambda chat: chat <= len(alerts)), 0.0
     for _ in range(slow):
-        lanes.slow_down()
+        queues.slow_down()
     coming, calls, found, turn, latest = sorted(alerts), [], {}, 0, []
     while len(found) < len(alerts):
         for _ in range(strangers and 100):  # as many as a poll brings
             turn += 1
             chat = 1_000_000 + turn % strangers
             if places.admit(str(turn), chat):
-                lanes.add(chat, str(turn), True, True)
+                queues.add(chat, str(turn), True, True)
         while coming and coming[0] <= now:
             chat = len(alerts) - len(coming) + 1
-            lanes.add(chat, f"alert {chat}", False)
+            queues.add(chat, f"alert {chat}", False)
             coming.pop(0)
-        while lanes.seconds_to_next(now) <= 0:
-            lane = lanes.take(now)
-            calls.append((now + CALL_SECONDS, lane))
-            if lane.head().startswith("alert"):
-                found[lane.chat_id] = now - sorted(alerts)[lane.chat_id - 1]
+        while queues.seconds_to_next(now) <= 0:
+            queue = queues.take(now)
+            calls.append((now + CALL_SECONDS, queue))
+            if queue.head().startswith("alert"):
+                found[queue.chat_id] = now - sorted(alerts)[queue.chat_id - 1]
             else:
                 latest.append(now)
-        for ended, lane in [call for call in calls if call[0] <= now]:
-            calls.remove((ended, lane))
-            places.leave(lane.head())
-            lane.remove(lane.head())
-            lanes.give_back(lane, now)
+        for ended, queue in [call for call in calls if call[0] <= now]:
+            calls.remove((ended, queue))
+            places.leave(queue.head())
+            queue.remove(queue.head())
+            queues.ended(queue, now)
         now += 0.01
         assert now < 600
     assert all(sum(start <= when < start + 1 for when in latest) <= 6 for start in latest)
