@@ -14,7 +14,7 @@ import time
 import uuid
 from pathlib import Path
 
-from bot import http_server
+from common import http_client
 
 log = logging.getLogger("desktop")
 
@@ -50,8 +50,8 @@ class Desktop:
         while True:
             body = json.dumps(self._queue.get()).encode()
             try:
-                status, _, _ = http_server.request(self._path, "POST", "/dispatch", body,
-                                                {"Content-Type": "application/json"}, ANSWER_SECONDS)
+                status, _, _ = http_client.request(self._path, "POST", "/dispatch", body,
+                                                   {"Content-Type": "application/json"}, ANSWER_SECONDS)
             except OSError as error:
                 self._report(error.strerror or str(error))
                 continue

@@ -1,4 +1,4 @@
-"""HTTP/1.1 over AF_UNIX: a server that knows who is calling, and a client.
+"""HTTP/1.1 server over AF_UNIX that knows who is calling.
 
 A connection has a thread of its own, and both are bounded: so many in all, so many for one user, so long for a
 request to arrive. A client that trickles its bytes holds its own connection until the deadline and nothing else.
@@ -7,7 +7,6 @@ request to arrive. A client that trickles its bytes holds its own connection unt
 from __future__ import annotations
 
 import errno
-import http.client
 import http.server
 import io
 import json
@@ -388,32 +387,3 @@ def listen(path: os.PathLike) -> socket.socket:
     # A client with a timeout does not wait for room in the backlog: its connect(2) fails at once with EAGAIN.
     listener.listen(4096)
     return listener
-
-
-class _Connection(http.client.HTTPConnection):
-    def __init__(self, path: os.PathLike, timeout: float):
-        super().__init__("localhost", timeout=timeout)
-        self._path = os.fspath(path)
-
-    def connect(self):
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self.sock.settimeout(self.timeout)
-            self.sock.connect(self._path)
-        except BaseException:
-            self.sock.close()
-            raise
-
-
-def request(socket_path: os.PathLike, method: str, path: str, body: bytes = b"", headers: dict | None = None,
-            timeout: float = 10) -> tuple:
-    """One request: `(status, headers, body)`. Raises OSError where there was no whole answer."""
-    connection = _Connection(socket_path, timeout)
-    try:
-        connection.request(method, path, body, headers or {})
-        response = connection.getresponse()
-        return response.status, response.headers, response.read()
-    except http.client.HTTPException as error:
-        raise ConnectionError(f"no HTTP answer on {socket_path}: {error!r}") from error
-    finally:
-        connection.close()

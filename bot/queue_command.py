@@ -10,10 +10,11 @@ import os
 import sys
 import time
 
-from bot import http_server
+from common import http_client
 
 USAGE = "usage: notify-bot queue | notify-bot retry ID|--all | notify-bot drop ID"
 ANSWER_SECONDS = 30
+MAX_ANSWER = 64 << 20
 _EXIT = {400: os.EX_USAGE, 403: os.EX_NOPERM, 404: os.EX_NOINPUT, 503: os.EX_TEMPFAIL}
 
 
@@ -60,7 +61,8 @@ def ask(socket_path: os.PathLike, method: str, path: str, fields: dict | None = 
     """The answer of the running service to root. Raises CommandError."""
     body = json.dumps(fields).encode() if fields else b""
     try:
-        status, _, answer = http_server.request(socket_path, method, path, body, timeout=ANSWER_SECONDS)
+        status, _, answer = http_client.request(socket_path, method, path, body, seconds=ANSWER_SECONDS,
+                                                max_bytes=MAX_ANSWER)
         document = json.loads(answer)
     except PermissionError:
         raise CommandError("this is the administrator's: use sudo", os.EX_NOPERM) from None

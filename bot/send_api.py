@@ -211,10 +211,7 @@ def _form(handler: Handler, file) -> tuple[dict, str]:
         for chunk in handler.body_chunks(MAX_FORM_BYTES):
             file.take(len(chunk))
             spool.write(chunk)
-        try:
-            fields, name = multipart.unpack(handler.headers["content-type"], spool, file, MAX_JSON_BYTES)
-        except multipart.FormError as error:
-            raise Problem(400, str(error)) from None
+        fields, name = multipart.unpack(handler.headers["content-type"], spool, file, MAX_JSON_BYTES)
     if name is None:
         raise Problem(400, "photo is missing")
     if file.tell() > MAX_PHOTO_BYTES:

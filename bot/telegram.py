@@ -11,16 +11,14 @@ import errno
 import http.client
 import io
 import json
-import os
 import re
-import secrets
 import select
 import threading
 import time
 import urllib.parse
 from contextlib import suppress
 
-from common import bounded_json
+from common import bounded_json, multipart
 
 CONNECT_SECONDS = 10
 ANSWER_SECONDS = 30  # without a byte
@@ -85,7 +83,7 @@ class TelegramAPI:
 
         Raises OSError where a file cannot be read."""
         if files:
-            body, headers = _multipart(params or {}, files)
+            body, headers = multipart.pack(params or {}, files)
         else:
             body = json.dumps(params or {}).encode()
             headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
@@ -291,29 +289,3 @@ def _whole(value) -> int | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return number if abs(number) < 1 << 63 else None
-
-
-def _multipart(params: dict, files: dict) -> tuple:
-    """RFC 7578, as an iterable of bytes and its headers. Objects go as JSON text, as the Bot API wants them."""
-    boundary = secrets.token_hex(16)
-    pieces = []
-    for name, value in params.items():
-        text = value if isinstance(value, str) else json.dumps(value)
-        pieces.append(f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{text}\r\n'.encode())
-    for name, (filename, content) in files.items():
-        safe = "".join("_" if c in '"\\' or not c.isprintable() else c for c in filename)
-        pieces += [f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"; filename="{safe}"\r\n'
-                   "Content-Type: application/octet-stream\r\n\r\n".encode(), content, b"\r\n"]
-    pieces.append(f"--{boundary}--\r\n".encode())
-    length = sum(len(piece) if isinstance(piece, bytes) else os.fstat(piece.fileno()).st_size for piece in pieces)
-    return _chunks(pieces), {"Content-Type": f"multipart/form-data; boundary={boundary}",
-                             "Content-Length": str(length)}
-
-
-def _chunks(pieces: list):
-    for piece in pieces:
-        if isinstance(piece, bytes):
-            yield piece
-            continue
-        while data := piece.read(1 << 18):
-            yield data

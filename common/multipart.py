@@ -1,24 +1,24 @@
-"""multipart/form-data (RFC 7578) from a file on disk: the fields, and one picture copied out of it.
+"""multipart/form-data (RFC 7578): a reader of forms with one picture, and a writer.
 
-The form is mapped, not read: a picture of 50 MiB costs no memory of its own.
+Files are mapped or read in pieces: a picture of 50 MiB costs no memory of its own.
 """
 
 from __future__ import annotations
 
+import json
 import mmap
+import os
 import re
 from urllib.parse import unquote
 
+from common.problem import Problem
+
 MAX_PARTS = 32
 MAX_PART_HEADER = 8 << 10
-COPY_BYTES = 1 << 20
+COPY_BYTES = 256 << 10
 
 _PARAMETER = re.compile(r""";[ \t]*([!#$%&'*+.^_`|~0-9A-Za-z-]+)=(?:"((?:[^"\\]|\\.)*)"|([^;"\s]+))[ \t]*""")
 _ALL_QUOTED = re.compile("(?:[0-9A-Za-z_.~-]|%[0-9A-F]{2})+")
-
-
-class FormError(Exception):
-    """The form is not what its Content-Type says; the message says where."""
 
 
 def is_form(content_type: str) -> bool:
@@ -28,17 +28,45 @@ def is_form(content_type: str) -> bool:
 def unpack(content_type: str, form, photo, max_text: int) -> tuple[dict, str | None]:
     """The text fields, and the file name of the part `photo`, whose bytes are written to `photo`; None without one.
 
-    `form` and `photo` are binary files. The text of all fields is at most `max_text` bytes.
+    `form` and `photo` are binary files. The text of all fields is at most `max_text` bytes. Raises Problem.
     """
     boundary = _parameters(content_type).get("boundary")
     if not boundary or len(boundary) > 200 or not boundary.isascii():
-        raise FormError("the Content-Type has no boundary")
+        raise Problem(400, "the Content-Type has no boundary")
     form.flush()
     try:
         with mmap.mmap(form.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _unpack(data, b"--" + boundary.encode(), photo, max_text)
     except ValueError as error:
-        raise FormError(f"the form is empty or broken: {error}") from error
+        raise Problem(400, f"the form is empty or broken: {error}") from error
+
+
+def pack(fields: dict, files: dict) -> tuple:
+    """The form as an iterable of bytes, and its headers.
+
+    `fields` go as text, those that are no strings as JSON. `files`: `{name: (file name, bytes or binary file)}`.
+    """
+    boundary = os.urandom(16).hex()
+    pieces = []
+    for name, value in fields.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        pieces.append(f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{text}\r\n'.encode())
+    for name, (file_name, content) in files.items():
+        safe = "".join("_" if char in '"\\' or not char.isprintable() else char for char in file_name)
+        pieces += [f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"; filename="{safe}"\r\n'
+                   "Content-Type: application/octet-stream\r\n\r\n".encode(), content, b"\r\n"]
+    pieces.append(f"--{boundary}--\r\n".encode())
+    length = sum(len(piece) if isinstance(piece, bytes) else os.fstat(piece.fileno()).st_size for piece in pieces)
+    return _body(pieces), {"Content-Type": f"multipart/form-data; boundary={boundary}", "Content-Length": str(length)}
+
+
+def _body(pieces: list):
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            yield piece
+            continue
+        while data := piece.read(COPY_BYTES):
+            yield data
 
 
 def _unpack(data, delimiter: bytes, photo, max_text: int) -> tuple[dict, str | None]:
@@ -47,9 +75,9 @@ def _unpack(data, delimiter: bytes, photo, max_text: int) -> tuple[dict, str | N
         disposition = _disposition(header)
         name = disposition.get("name")
         if name is None:
-            raise FormError("a part has no name")
+            raise Problem(400, "a part has no name")
         if name in fields or name == "photo" and photo_name is not None:
-            raise FormError(f"{name[:80]} is there twice")
+            raise Problem(400, f"{name[:80]} is there twice")
         if name == "photo":
             photo_name = _file_name(disposition)
             for position in range(start, end, COPY_BYTES):
@@ -57,11 +85,11 @@ def _unpack(data, delimiter: bytes, photo, max_text: int) -> tuple[dict, str | N
             continue
         max_text -= end - start
         if max_text < 0:
-            raise FormError("the fields beside the photo are too long")
+            raise Problem(400, "the fields beside the photo are too long")
         try:
             fields[name] = data[start:end].decode()
         except UnicodeDecodeError:
-            raise FormError(f"{name} is not UTF-8") from None
+            raise Problem(400, f"{name} is not UTF-8") from None
     return fields, photo_name
 
 
@@ -69,7 +97,7 @@ def _parts(data, delimiter: bytes):
     """Each part: the bytes of its header, and where its content starts and ends."""
     position = data.find(delimiter)
     if position != 0 and (position < 0 or data[position - 2:position] != b"\r\n"):
-        raise FormError("the form does not begin with its boundary")
+        raise Problem(400, "the form does not begin with its boundary")
     for _ in range(MAX_PARTS):
         position += len(delimiter)
         if data[position:position + 2] == b"--":
@@ -77,10 +105,10 @@ def _parts(data, delimiter: bytes):
         header_end = data.find(b"\r\n\r\n", position, position + MAX_PART_HEADER)
         end = data.find(b"\r\n" + delimiter, header_end + 4)
         if header_end < 0 or end < 0:
-            raise FormError("a part of the form has no end")
+            raise Problem(400, "a part of the form has no end")
         yield data[position:header_end], header_end + 4, end
         position = end + 2
-    raise FormError(f"the form has over {MAX_PARTS} parts")
+    raise Problem(400, f"the form has over {MAX_PARTS} parts")
 
 
 def _disposition(header: bytes) -> dict[str, str]:

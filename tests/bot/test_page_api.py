@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from test_chat import ScriptsSocket, ask, chat_id, entries, line, press, telegram  # noqa: F401 (fixtures)
 
-from bot import http_server
+from common import http_client
 from live import CHECKOUT, ME, PYTHON, TOKEN, Bot, until
 
 NOWHERE = "http://127.0.0.1:9"
@@ -35,8 +35,8 @@ class PageBot(Bot):
     def web(self, path, method="POST", body=None, **fields):
         """`(status, answer)` of a request of the web server's."""
         data = json.dumps(fields).encode() if body is None else body
-        status, headers, answer = http_server.request(self.web_path, method, path, data, timeout=30)
-        self.retry_after = headers.get("Retry-After")
+        status, headers, answer = http_client.request(self.web_path, method, path, data, seconds=30)
+        self.retry_after = headers.get("retry-after")
         return status, json.loads(answer)
 
     def card(self, user="alice"):
@@ -490,7 +490,7 @@ def test_sockets_that_systemd_hands_over_are_known_by_their_names(tmp_path, name
             for name in served:
                 path = "/card" if name == "web" else "/health"
                 method, body = ("POST", b'{"user": "alice"}') if name == "web" else ("GET", b"")
-                assert http_server.request(tmp_path / name, method, path, body)[0] in (200, 503)
+                assert http_client.request(tmp_path / name, method, path, body)[0] in (200, 503)
             assert not bot.socket_path.exists() and not bot.web_path.exists()
         finally:
             process.terminate()

@@ -9,7 +9,7 @@ import time
 import pytest
 from test_chat import ask, chat_id, telegram  # noqa: F401 (fixtures)
 
-from bot.http_server import request as ask_web
+from common.http_client import request as ask_web
 from live import CHECKOUT, ME, PYTHON, Bot, until
 
 AWAY = "directory"  # no account of this machine: as with one whose directory is away
