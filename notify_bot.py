@@ -79,12 +79,9 @@ def main(arguments: list[str]) -> int:
     if "--version" in arguments:
         print(f"notify-bot {version()}")
         return 0
-    if arguments and arguments[0] in ("queue", "retry", "drop"):
-        from bot import queue_command
-        return queue_command.run(arguments, bot_settings(os.environ).bot_socket)
-    if arguments and arguments[0] in ("links", "link", "unlink"):
-        from bot import links_command
-        return links_command.run(arguments, bot_settings(os.environ).bot_socket)
+    if arguments and arguments[0] in ("queue", "retry", "drop", "links", "link", "unlink"):
+        from bot import commands
+        return commands.run(arguments, bot_settings(os.environ).bot_socket)
     if unknown := set(arguments) - {"--verbose"}:
         print(f"notify-bot: {min(unknown)} is neither an option nor a command; see --help", file=sys.stderr)
         return os.EX_USAGE

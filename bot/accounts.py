@@ -11,13 +11,11 @@ import secrets
 import threading
 from pathlib import Path
 
+from bot.limits import Limiter
+
 # Ten pictures of the largest size, or the 200 messages that may wait with 2.5 MiB each.
 MAX_BYTES = 500 << 20
 MAX_FAILED = 200
-
-
-class NoRoom(Exception):
-    """An account is full; the message says so to the user."""
 
 
 class Kept:
@@ -38,22 +36,9 @@ class Accounts:
 
     def __init__(self):
         self._lock = threading.Lock()
-        self._bytes: dict[str | None, int] = {}
+        self.bytes = Limiter(MAX_BYTES)
         self._kept: dict[str, Kept] = {}
         self._of_user: dict[str | None, dict[str, Kept]] = {}
-
-    def take(self, user: str | None, size: int) -> None:
-        """Raises NoRoom, and then nothing was taken."""
-        with self._lock:
-            used = self._bytes.get(user, 0)
-            if used + size > MAX_BYTES:
-                raise NoRoom(f"{used >> 20} MiB are kept for '{user}', of {MAX_BYTES >> 20}: try again when some of "
-                             "it is delivered")
-            self._add(user, size)
-
-    def give_back(self, user: str | None, size: int) -> None:
-        with self._lock:
-            self._add(user, -size)
 
     def keep(self, entry: dict, size: int) -> None:
         """A message is on disk, or has changed there."""
@@ -61,7 +46,7 @@ class Accounts:
             self._drop(entry["id"])
             kept = self._kept[entry["id"]] = Kept(entry, size)
             self._of_user.setdefault(kept.user, {})[entry["id"]] = kept
-            self._add(kept.user, size)
+            self.bytes.hold(kept.user, size)
 
     def drop(self, entry_id: str) -> None:
         """A message is not on disk any more."""
@@ -92,17 +77,10 @@ class Accounts:
     def _drop(self, entry_id: str) -> None:
         kept = self._kept.pop(entry_id, None)
         if kept:
-            self._add(kept.user, -kept.size)
+            self.bytes.give_back(kept.user, kept.size)
             del self._of_user[kept.user][entry_id]
             if not self._of_user[kept.user]:
                 del self._of_user[kept.user]
-
-    def _add(self, user: str | None, size: int) -> None:
-        used = self._bytes.get(user, 0) + size
-        if used:
-            self._bytes[user] = used
-        else:
-            self._bytes.pop(user, None)
 
 
 class Upload(io.BufferedRandom):

@@ -12,13 +12,13 @@ import time
 import unicodedata
 
 from bot.invites import Invites
+from bot.limits import Limiter
 from bot.outbox import OutboxError
 from bot.replies import Replies
 from bot.scripts import Runs, digest, list_scripts, short
 from bot.status import button, status_page
 from bot.strangers import Strangers
 from bot.telegram import TelegramError, TelegramUnreachable
-from bot.turns import Turns
 from common.jsonstore import StoreError
 from common.links import CODE_SECONDS, Link, LinkError, Links
 from common.markdown import escape
@@ -50,7 +50,7 @@ class Chat:
         self._settings, self._links, self._invites, self._api = settings, links, invites, api
         self._replies, self._runs = replies, runs
         self.username = ""
-        self._turns = Turns(MAX_IN_PROGRESS_PER_CHAT)
+        self._active = Limiter(MAX_IN_PROGRESS_PER_CHAT)
         self._commands = {"start": self._start, "help": self._help, "whoami": self._whoami, "status": self._status,
                           "test": self._test, "stop": self._stop}
         self._presses = {"run": self._run, "page": self._page, "stop": self._confirm_stop,
@@ -78,7 +78,7 @@ class Chat:
         event = _event(update)
         if event is None or self._replies.are_full(event.chat_id):
             return
-        with self._turns.take(event.chat_id) as is_free:
+        with self._active.turn(event.chat_id) as is_free:
             if is_free:
                 self._answer(event)
             else:

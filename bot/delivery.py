@@ -370,10 +370,10 @@ class Delivery:
             self._refused_by_token(queue, entry, error)
         elif error.migrate_to:
             log.warning("chat %d has become chat %d", queue.chat_id, error.migrate_to)
-            self._recipients.moved(entry["user"], queue.chat_id, error.migrate_to)
+            self._recipients.moved(queue.chat_id, error.migrate_to)
             self._readdress(queue, entry, error.migrate_to)
         elif is_gone(error):
-            self._recipients.blocked(entry["user"], queue.chat_id, error.description)
+            self._recipients.blocked(queue.chat_id, error.description)
             self._fail(queue, entry, 409, error.description)
         else:
             self._fail(queue, entry, 502, error.description)

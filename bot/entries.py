@@ -21,7 +21,7 @@ _ID = re.compile("[0-9a-f]{1,20}")
 
 
 class CorruptEntry(Exception):
-    """An entry that is not what the outbox wrote."""
+    """A file that is no entry as the outbox writes one."""
 
 
 def encode(entry: dict) -> bytes:
@@ -59,7 +59,7 @@ def open_own(path: Path):
 
 
 class Names:
-    """The names in a folder, made durable for many threads: who comes while that goes on shares the next time."""
+    """The names in a folder, made durable for many threads: calls that come meanwhile share the next fsync(2)."""
 
     def __init__(self, folder: Path):
         self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -70,7 +70,7 @@ class Names:
         os.close(self._descriptor)
 
     def sync(self, _folder: Path | None = None) -> None:
-        """What was named before the call is durable on return. Raises OSError, to all who share it: after one that
+        """Make the names given before the call durable. Raises OSError, to all who share it: after one that
         failed, another fsync(2) may report success for what is lost."""
         with self._joining:
             shared, is_first = self._next, self._next is None

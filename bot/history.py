@@ -68,7 +68,7 @@ class History:
         return sent
 
     def has(self, entry_id: str, now: float) -> bool:
-        """Whether a message with this ID was accepted within a day, and sent."""
+        """True for a message with this ID that was accepted within a day, and sent."""
         with self._lock:
             accepted_at = self._index.get(entry_id)
         return accepted_at is not None and (abs(now - accepted_at) < KEY_SECONDS or accepted_at < EARLIEST)
@@ -92,7 +92,7 @@ class History:
             self._is_synced = False
 
     def sync(self) -> None:
-        """What was appended before the call is durable on return."""
+        """Make the lines appended before the call durable."""
         with self._lock:
             if self._is_synced:
                 return
@@ -216,7 +216,7 @@ class _Index:
 
 
 def is_of(entry: dict, uid: int | None) -> bool:
-    """Whether a message was for the account with this uid, and not for an earlier one of its name."""
+    """True for a message to the account with this uid, and not to an earlier one of its name."""
     return uid is None or entry.get("uid") in (uid, None)
 
 

@@ -22,6 +22,7 @@ from contextlib import suppress
 from http import HTTPStatus
 
 from bot import http_request
+from bot.limits import Limiter
 from bot.refusals import Refusals
 from common import bounded_json
 from common.problem import Problem
@@ -53,7 +54,7 @@ _FRESH, _SERVING, _IDLE = "fresh", "serving", "idle"
 
 
 class Peer:
-    """Who is at the other end of a connection, as the kernel recorded it at connect(2) (unix(7))."""
+    """The peer of a connection, as the kernel recorded it at connect(2) (unix(7))."""
 
     __slots__ = ("pid", "uid", "gid", "groups")
 
@@ -105,6 +106,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     routes: dict = {}
 
+    @property
+    def service(self):
+        """The service behind the API."""
+        return self.server.service
+
     def setup(self):
         self.connection = self.request
         self.peer = Peer(self.connection)
@@ -126,7 +132,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def handle(self):
         self.close_connection = False
         try:
-            # One request is served however late it is: whoever was let in before the end was let in.
+            # A connection accepted before the end gets one answer.
             while True:
                 self.handle_one_request()
                 if self.close_connection or self.server.stopping.is_set():
@@ -259,7 +265,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """Serves a listening AF_UNIX socket that somebody else made. `context` is for the handlers.
+    """Serves a listening AF_UNIX socket that somebody else made. `service` is for the handlers.
 
     `beat` is the monotonic time at which the accepting loop last came round.
     """
@@ -270,15 +276,15 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     max_connections_per_user = MAX_CONNECTIONS_PER_USER
     first_connections, root_connections = FIRST_CONNECTIONS, ROOT_CONNECTIONS
 
-    def __init__(self, listener: socket.socket, handler: type, context):
+    def __init__(self, listener: socket.socket, handler: type, service):
         socketserver.BaseServer.__init__(self, listener.getsockname(), handler)
         self.socket = listener
-        self.context = context
+        self.service = service
         self.stopping = threading.Event()
         self.beat = time.monotonic()
         self._changed = threading.Condition()
         self.refusals = Refusals()
-        self._bodies: dict[int, int] = {}
+        self._bodies = Limiter(MAX_BODIES_PER_USER, MAX_BODIES)
         self._connections: dict[socket.socket, list] = {}  # [uid, state]
 
     def service_actions(self):
@@ -308,19 +314,12 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
     def reserve(self, uid: int, size: int) -> int:
         """Room for a body of `size` bytes until its request is answered; raises Problem where there is none."""
-        with self._changed:
-            of_user, in_all = self._bodies.get(uid, 0), sum(self._bodies.values())
-            if of_user + size > MAX_BODIES_PER_USER or in_all + size > MAX_BODIES:
-                raise Problem(503, "too many large requests are being served", {"Retry-After": "1"}, close=True)
-            self._bodies[uid] = of_user + size
+        if not self._bodies.take(uid, size):
+            raise Problem(503, "too many large requests are being served", {"Retry-After": "1"}, close=True)
         return size
 
     def release(self, uid: int, size: int) -> None:
-        if size:
-            with self._changed:
-                self._bodies[uid] -= size
-                if not self._bodies[uid]:
-                    del self._bodies[uid]
+        self._bodies.give_back(uid, size)
 
     def shutdown_request(self, request):
         with self._changed:
@@ -345,7 +344,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     def stop_accepting(self) -> None:
         """Take no more connections and end those on which nothing is asked. Returns when that is so.
 
-        Who was let in a moment ago has FRESH_SECONDS to say what for; the next service could not hear it."""
+        A new connection gets FRESH_SECONDS to send its request, which the next service could not read."""
         self.stopping.set()
         self.shutdown()
         self.refusals.flush(0)

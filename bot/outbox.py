@@ -26,17 +26,17 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from bot.accounts import Accounts, NoRoom, Upload
+from bot.accounts import MAX_BYTES, MAX_FAILED, Accounts, Upload
 from bot.entries import CorruptEntry, Names, encode, open_own, read_entry
 from bot.history import KEY_SECONDS, History, is_of, shown
 from common.clock import EARLIEST
 from common.jsonstore import write_atomic
+from common.problem import Problem
 
 log = logging.getLogger("outbox")
 
 SENT_DAYS = 3
 FAILED_DAYS = 30
-MAX_FAILED = 200  # of one user
 SHOWN = 10
 # Under the lesser of both nothing more is accepted, so that what is queued can go on.
 FREE_SHARE, FREE_BYTES = 0.05, 200 << 20
@@ -46,12 +46,11 @@ _LOST_PICTURE = "Its picture was not kept"
 _HEAD = ("id", "sequence", "accepted_at", "user", "chat_id", "reply", "retried_at", "refused_at", "retry_after")
 
 
-class OutboxError(Exception):
-    """The outbox cannot be used now; the message says why. Nothing was accepted or changed."""
+class OutboxError(Problem):
+    """The outbox cannot be used now (503), or a user has too much on disk (429). Nothing was accepted or changed."""
 
-
-class AccountFull(OutboxError):
-    """A user has too much on disk."""
+    def __init__(self, message: str, status: int = 503):
+        super().__init__(status, message, {"Retry-After": "30" if status == 503 else "60"})
 
 
 class Outbox:
@@ -91,7 +90,7 @@ class Outbox:
         os.close(self._lock_descriptor)
 
     def load(self) -> list[dict]:
-        """What was accepted and not delivered by an earlier run, in order, without the messages themselves. What
+        """The queue of an earlier run, in order, without the messages themselves. What
         cannot be read is set aside."""
         queued = {}
         for folder in (self._failed, self._queue):
@@ -135,7 +134,7 @@ class Outbox:
                     path.unlink()
 
     def problem(self) -> str | None:
-        """Why nothing is accepted now."""
+        """The reason why nothing is accepted now, None where there is none."""
         disk = os.statvfs(self.directory)
         free = disk.f_bavail * disk.f_frsize
         if free < min(FREE_SHARE * disk.f_blocks * disk.f_frsize, FREE_BYTES):
@@ -155,14 +154,14 @@ class Outbox:
         return "sent" if self._history.has(entry_id, now) else None
 
     def failure(self, entry_id: str) -> tuple[int, str]:
-        """The status and the reason of what failed. Raises CorruptEntry, OSError."""
+        """The status and the reason of what failed. Raises CorruptEntry, OutboxError."""
         entry = self._read_kept(entry_id, True)
         return entry.get("code", 502), str(entry.get("reason", "refused"))
 
     @contextmanager
     def claim(self, key: str | None):
-        """Hold a key while looking whether it was accepted before, and while accepting it if not. What is yielded is
-        the ID and what `find` says of it. A second request with the same key waits, and then finds the first one's."""
+        """Hold a key while it is looked up, and while its message is accepted. Yields the ID and what `find` says of it.
+        A second request with the same key waits, and then finds the first one's."""
         if key is None:
             yield secrets.token_hex(10), None
             return
@@ -188,20 +187,17 @@ class Outbox:
         OutboxError."""
         if problem := self.problem():
             raise OutboxError(problem)
-        while True:
-            try:
-                self._accounts.take(user, size)
-                return
-            except NoRoom as error:
-                failed = self._accounts.failed(user)
-                if not failed:
-                    raise AccountFull(str(error)) from None
-                self._give_up_failed(failed[0])
+        while not self._accounts.bytes.take(user, size):
+            failed = self._accounts.failed(user)
+            if not failed:
+                raise OutboxError(f"{self._accounts.bytes.used(user) >> 20} MiB are kept for '{user}', of "
+                                  f"{MAX_BYTES >> 20}: try again when some of it is delivered", 429)
+            self._give_up_failed(failed[0])
 
     def check_room(self, user: str | None, size: int) -> None:
         """Raise OutboxError where `size` bytes would not be accepted now."""
         self.make_room(user, size)
-        self._accounts.give_back(user, size)
+        self._accounts.bytes.give_back(user, size)
 
     def _give_up_failed(self, entry_id: str) -> None:
         log.info("outbox: %s, which had failed, is removed for what came later", entry_id)
@@ -213,13 +209,18 @@ class Outbox:
     @contextmanager
     def upload(self, user: str | None):
         """A new binary file for a picture that is arriving, whose bytes are taken from the account of `user` (see
-        make_room). It is gone at the end unless `add` took it over. Raises OSError."""
-        with Upload(self._queue, user, self.make_room) as upload:
-            try:
-                yield upload
-            finally:
-                upload.path.unlink(missing_ok=True)
-                self._accounts.give_back(user, upload.taken)
+        make_room). It is gone at the end unless `add` took it over. Raises OutboxError."""
+        try:
+            with Upload(self._queue, user, self.make_room) as upload:
+                try:
+                    yield upload
+                finally:
+                    upload.path.unlink(missing_ok=True)
+                    self._accounts.bytes.give_back(user, upload.taken)
+        except (ConnectionError, TimeoutError):  # of the connection that it comes from
+            raise
+        except OSError as error:
+            raise OutboxError(f"the picture could not be written: {error.strerror}") from error
 
     def add(self, entry_id: str, fields: dict, photo: Upload | None = None) -> dict:
         """Accept a message: durable on return. `photo` is of `upload`'s and synced, and is taken over.
@@ -233,7 +234,7 @@ class Outbox:
         try:
             if photo:
                 size += photo.path.stat().st_size
-                self._accounts.give_back(photo.user, photo.taken)
+                self._accounts.bytes.give_back(photo.user, photo.taken)
                 photo.taken = 0
             self.make_room(entry["user"], size)
             try:
@@ -242,7 +243,7 @@ class Outbox:
                 write_atomic(self._path(entry_id), data, MODE, self._queue_names.sync)
                 self._accounts.keep(entry, size)
             finally:
-                self._accounts.give_back(entry["user"], size)
+                self._accounts.bytes.give_back(entry["user"], size)
         except OSError as error:
             # Where only the folder could not be synced the entry is there, and the next start would deliver it.
             for path in (self._path(entry_id), picture):
@@ -294,7 +295,7 @@ class Outbox:
 
     def listing(self):
         """`("queued" | "failed", entry)` for all that is not delivered, oldest first, read one at a time. Raises
-        OSError."""
+        OutboxError."""
         for entry_id, kept in self._accounts.all():
             with suppress(CorruptEntry):
                 yield "failed" if kept.failed else "queued", self._read_kept(entry_id, kept.failed)
@@ -304,8 +305,12 @@ class Outbox:
 
     def newest(self, user: str, uid: int | None) -> list[dict]:
         """The SHOWN newest notifications of an account, newest first: `at` (unix seconds), `title`, `script`, `state`
-        (delivered, queued, failed), `reason`. Raises OSError."""
-        notices = [_notice(line, line.get("title"), "delivered") for line in self._history.newest(user, uid, SHOWN)]
+        (delivered, queued, failed), `reason`. Raises OutboxError."""
+        try:
+            sent = self._history.newest(user, uid, SHOWN)
+        except OSError as error:
+            raise OutboxError(f"the outbox cannot be read: {error.strerror}") from error
+        notices = [_notice(line, line.get("title"), "delivered") for line in sent]
         for entry_id in self._accounts.newest(user, SHOWN):
             with suppress(CorruptEntry):
                 kept = self._accounts.get(entry_id)
@@ -354,7 +359,7 @@ class Outbox:
         self._accounts.drop(entry_id)
 
     def sync(self) -> None:
-        """What was delivered before the call is not sent again, whatever happens. Raises OSError."""
+        """Make the list of what was delivered durable, so that nothing of it is sent again. Raises OSError."""
         self._history.sync()
 
     def expire(self, now: float) -> None:
@@ -368,9 +373,12 @@ class Outbox:
                 path.unlink()
 
     def _read_kept(self, entry_id: str, failed: bool) -> dict:
-        """An entry for somebody who asks: of those who ask at once one at a time has a whole message in memory."""
-        with self._reading:
-            return read_entry((self._failed if failed else self._queue) / f"{entry_id}.json", entry_id)
+        """An entry to show; one whole message is in memory at a time. Raises CorruptEntry, OutboxError."""
+        try:
+            with self._reading:
+                return read_entry((self._failed if failed else self._queue) / f"{entry_id}.json", entry_id)
+        except OSError as error:
+            raise OutboxError(f"the outbox cannot be read: {error.strerror}") from error
 
     def _move(self, entry: dict, folder: Path) -> None:
         """Move an entry whose file says already that it belongs in `folder` from the other one: the picture first, so
@@ -421,7 +429,7 @@ class Outbox:
 
 
 def _is_over(path: Path, now: float, days: int) -> bool:
-    """Whether a file has been in its folder for more than `days`."""
+    """True for a file that has been in its folder for more than `days`."""
     try:
         since = path.stat().st_ctime
         if since < EARLIEST <= now:

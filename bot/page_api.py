@@ -1,8 +1,8 @@
-"""What the link page needs of the bot, on a socket of its own: POST /card, /run, /test, /invite.
+"""The link page's API, on a socket of its own: POST /card, /run, /test, /invite.
 
-Who may connect is what the socket's mode says: root and the web server. Who is logged in there the web server alone
-knows, so `user` is believed here, and for that reason nothing can be asked for that would harm the login it names:
-to see its own scripts, to run one, a sample to its own chat, an invite for itself. Nothing of the send API is here.
+The mode of the socket lets root and the web server connect. The web server alone knows the person who is logged in, so
+`user` is believed here, and no request can harm the login it names: list its scripts, run one, send a sample to its own
+chat, make an invite for itself. Nothing of the send API is here.
 """
 
 from __future__ import annotations
@@ -12,18 +12,15 @@ import logging
 import re
 import secrets
 
-from bot.addressee import linked, not_accepted, unavailable, with_room
 from bot.http_server import Handler, Server
-from bot.invites import Invites
-from bot.outbox import Outbox, OutboxError
-from bot.replies import Replies
-from bot.scripts import Runs, list_scripts
-from bot.turns import Turns
+from bot.limits import Limiter
+from bot.outbox import OutboxError
+from bot.scripts import list_scripts
 from common.jsonstore import StoreError
-from common.links import Link, Links, uid_of
+from common.links import uid_of
 from common.problem import Problem
 
-log = logging.getLogger("webapi")
+log = logging.getLogger("page-api")
 
 MAX_REQUEST_BYTES = 4096
 MAX_CONNECTIONS = 64
@@ -37,40 +34,18 @@ FILES = ("The service cannot read or write its own files now. Try again in a min
 _USER = r"[A-Za-z_][A-Za-z0-9._-]{0,31}"
 
 
-class Context:
-    """What the handlers need; of `service` its `health()`, of `chat` its `username`."""
-
-    def __init__(self, settings, links: Links, invites: Invites, runs: Runs, replies: Replies, outbox: Outbox,
-                 delivery, metrics, chat, service):
-        self.scripts_dir = settings.scripts_dir
-        self.links, self.invites, self.runs, self.replies, self.outbox = links, invites, runs, replies, outbox
-        self.delivery, self.metrics, self.chat, self.service = delivery, metrics, chat, service
-        self.tests = Turns(MAX_TESTS_PER_USER)
-        self._listings = Turns(MAX_LISTINGS_PER_USER)
-
-    def scripts(self, user: str) -> list[dict]:
-        """The scripts of a login; its account may answer as slowly as it likes. Raises Problem."""
-        with self._listings.take(user) as is_free:
-            if not is_free:
-                raise unavailable("Your scripts are being listed already, which takes long. Try again in a minute.")
-            return list_scripts(self.scripts_dir, user, LIST_SECONDS)
-
-
 def post_card(handler: Handler) -> None:
-    """POST /card `{"user"}`: what the page shows of a login, see docs/telegram_bot.md."""
+    """POST /card `{"user"}`: the card of a login, see docs/telegram_bot.md."""
     user = _user(handler.json_object(MAX_REQUEST_BYTES))
-    context: Context = handler.server.context
+    service = handler.service
     scripts, scripts_error = [], None
     try:
-        running = context.runs.running(user)
-        scripts = [_script(script, running) for script in context.scripts(user)]
+        running = service.runs.running(user)
+        scripts = [_script(script, running) for script in _scripts(handler, user)]
     except Problem as problem:
         scripts_error = str(problem)
-    try:
-        notifications = context.outbox.newest(user, uid_of(user))
-    except OSError as error:
-        raise unavailable(f"the outbox cannot be read: {error.strerror}") from error
-    _answer(handler, 200, bot=context.chat.username or None, health=context.service.health()[1].get("error"),
+    notifications = service.outbox.newest(user, uid_of(user))
+    _answer(handler, 200, bot=service.chat.username or None, health=service.service.health()[1].get("error"),
             scripts=scripts, scripts_error=scripts_error, notifications=notifications)
 
 
@@ -80,17 +55,14 @@ def post_run(handler: Handler) -> None:
     user, name = _user(fields), fields.get("name")
     if not isinstance(name, str):
         raise Problem(400, "name must be a string")
-    context: Context = handler.server.context
-    link = linked(context.links, user)
-    script = next((script for script in context.scripts(user) if script["name"] == name), None)
+    service = handler.service
+    link = service.recipients.link_of(user)
+    script = next((script for script in _scripts(handler, user) if script["name"] == name), None)
     if script is None:
         raise Problem(404, "This script is not there any more.")
     if script.get("refused"):
         raise Problem(409, _script(script, set())["problem"])
-    try:
-        context.runs.start(link, name)
-    except StoreError as error:
-        raise unavailable(str(error)) from error
+    service.runs.start(link, name)
     log.info("%s runs %s from the page", user, name)
     _answer(handler, 202)
 
@@ -98,54 +70,41 @@ def post_run(handler: Handler) -> None:
 def post_test(handler: Handler) -> None:
     """POST /test `{"user"}`: the sample notification, on the way that every notification takes."""
     user = _user(handler.json_object(MAX_REQUEST_BYTES))
-    context: Context = handler.server.context
-    link = with_room(context.links, context.delivery, user)
+    service = handler.service
+    link = service.recipients.admit(user, service.delivery.queued(user))
     key = f"test:{secrets.token_hex(10)}"
-    with context.tests.take(user) as is_free:
-        outcome = _send_sample(context, link, key, TEST_SECONDS if is_free else 0)
+    receipt = service.replies.sample(key, link, user=user, reply=False)
+    service.metrics.count("accepted")
+    with handler.server.tests.turn(user) as is_free:
+        outcome = receipt.wait(TEST_SECONDS if is_free else 0)
     if outcome and outcome.status != 200:
         raise Problem(outcome.status, outcome.reason)
-    _answer(handler, 200, queued=outcome is None, id=context.replies.identify(key))
-
-
-def _send_sample(context: Context, link: Link, key: str, seconds: float):
-    """What has become of the sample after `seconds`; None when it is queued."""
-    try:
-        receipt = context.replies.sample(key, link, user=link.user, reply=False)
-    except OutboxError as error:
-        raise not_accepted(error) from error
-    except OSError as error:
-        raise unavailable(f"the picture could not be written: {error.strerror}") from error
-    context.metrics.count("accepted")
-    return receipt.wait(seconds)
+    _answer(handler, 200, queued=outcome is None, id=service.replies.identify(key))
 
 
 def post_invite(handler: Handler) -> None:
     """POST /invite `{"user"}`: a link that opens the bot, which asks there whether to link."""
     user = _user(handler.json_object(MAX_REQUEST_BYTES))
-    context: Context = handler.server.context
+    service = handler.service
     uid = uid_of(user)
     if uid is None:
         raise Problem(404, f"There is no account {user}.")
-    if not context.chat.username:
+    if not service.chat.username:
         raise Problem(503, "Telegram has not said yet what the bot is called.", {"Retry-After": "5"})
-    try:
-        payload, expires = context.invites.create(user, uid)
-    except StoreError as error:
-        raise unavailable(str(error)) from error
-    _answer(handler, 200, url=f"https://t.me/{context.chat.username}?start={payload}", expires=expires)
+    payload, expires = service.invites.create(user, uid)
+    _answer(handler, 200, url=f"https://t.me/{service.chat.username}?start={payload}", expires=expires)
 
 
 def _for_a_person(post):
-    """The same route, with an answer that names no file: it is shown to whoever is logged in."""
+    """The same route, with an answer that names no file: whoever is logged in reads it."""
     def route(handler: Handler) -> None:
         try:
             post(handler)
-        except Problem as problem:
-            if not isinstance(problem.__cause__, (StoreError, OutboxError, OSError)):
+        except (StoreError, OutboxError) as error:
+            if error.status != 503:
                 raise
-            log.error("%s", problem)
-            raise Problem(problem.status, FILES, problem.headers) from problem
+            log.error("%s", error)
+            raise Problem(503, FILES, error.headers) from error
     return route
 
 
@@ -162,6 +121,19 @@ class WebServer(Server):
 
     max_connections = max_connections_per_user = MAX_CONNECTIONS
     first_connections = root_connections = 0
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.tests, self.listings = Limiter(MAX_TESTS_PER_USER), Limiter(MAX_LISTINGS_PER_USER)
+
+
+def _scripts(handler: Handler, user: str) -> list[dict]:
+    """The scripts of a login; its account may answer as slowly as it likes. Raises Problem."""
+    with handler.server.listings.turn(user) as is_free:
+        if not is_free:
+            raise Problem(503, "Your scripts are being listed already, which takes long. Try again in a minute.",
+                          {"Retry-After": "30"})
+        return list_scripts(handler.service.settings.scripts_dir, user, LIST_SECONDS)
 
 
 def _user(fields: dict) -> str:

@@ -1,7 +1,7 @@
 """The send API: POST /send, POST /send_photo, GET /health, GET /metrics on the unix socket.
 
-Who is calling is what the kernel says (SO_PEERCRED, unix(7)); the body only says what. A message is answered for
-when it is on disk (202) or in the chat (200), so a caller that got either need not send it again.
+The kernel says who calls (SO_PEERCRED, unix(7)), never the body. The answer comes when a message is on disk (202) or in
+the chat (200); after either the caller need not send it again.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ import stat
 import tempfile
 from contextlib import suppress
 
-from bot import links_admin, queue_admin
+from bot import admin_api
 from bot.accounts import Upload
-from bot.addressee import not_accepted, unavailable, with_room
 from bot.entries import CorruptEntry
 from bot.http_server import MAX_JSON_ITEMS, Handler
 from bot.message import PARSE_MODES, photo_name, whole
-from bot.outbox import OutboxError
 from bot.receipt import Outcome, Receipt
 from common import bounded_json, multipart
 from common.problem import Problem
@@ -33,17 +31,6 @@ DEFAULT_WAIT_SECONDS = 20
 MAX_BUTTONS = 100
 MAX_KEY = 200
 TRUSTED_GROUP = "data-ops"
-
-
-class Context:
-    """What the handlers need: `outbox`, `delivery`, `links`, `metrics`; of `service` its `health()`, `gauges()`."""
-
-    def __init__(self, outbox, delivery, links, metrics, service):
-        self.outbox = outbox
-        self.delivery = delivery
-        self.links = links
-        self.metrics = metrics
-        self.service = service
 
 
 def post_send(handler: Handler) -> None:
@@ -68,43 +55,33 @@ def _take_text(handler: Handler) -> tuple:
 
 def _take_photo(handler: Handler) -> tuple:
     """The same with a picture, whose bytes are the recipient's as they arrive, or the caller's who may send to all."""
-    context: Context = handler.server.context
-    account = _recipient(handler.peer, {})
+    service, account = handler.service, _recipient(handler.peer, {})
     if not _is_trusted(handler.peer):
-        if found := _found(context, handler, account):
+        if found := _found(handler, account):
             return *found, DEFAULT_WAIT_SECONDS
-        with_room(context.links, context.delivery, account)
-    try:
-        context.outbox.check_room(account, handler.length or 0)
-        with context.outbox.upload(account) as file:
-            if multipart.is_form(handler.headers.get("content-type", "")):
-                fields, name = _form(handler, file)
-            else:
-                fields = handler.json_object(MAX_JSON_BYTES)
-                name = _copy_photo(handler.peer, fields, file)
-            user, message, options = _recipient(handler.peer, fields), _message(fields, "caption"), _options(fields)
-            message["photo"], message["photo_size"] = _picture(file, name)
-            file.flush()
-            os.fsync(file.fileno())
-            return _accept(handler, user, message, options, file)
-    except (ConnectionError, TimeoutError):
-        raise
-    except OutboxError as error:
-        raise not_accepted(error) from error
-    except OSError as error:
-        raise unavailable(f"the picture could not be written: {error.strerror}") from error
+        service.recipients.admit(account, service.delivery.queued(account))
+    service.outbox.check_room(account, handler.length or 0)
+    with service.outbox.upload(account) as file:
+        if multipart.is_form(handler.headers.get("content-type", "")):
+            fields, name = _form(handler, file)
+        else:
+            fields = handler.json_object(MAX_JSON_BYTES)
+            name = _copy_photo(handler.peer, fields, file)
+        user, message, options = _recipient(handler.peer, fields), _message(fields, "caption"), _options(fields)
+        message["photo"], message["photo_size"] = _picture(file, name)
+        file.flush()
+        os.fsync(file.fileno())
+        return _accept(handler, user, message, options, file)
 
 
 def get_health(handler: Handler) -> None:
     """GET /health: 200, or 503 with what is wrong."""
-    status, report = handler.server.context.service.health()
-    handler.answer(status, report)
+    handler.answer(*handler.service.health())
 
 
 def get_metrics(handler: Handler) -> None:
     """GET /metrics, for Prometheus."""
-    context: Context = handler.server.context
-    page = context.metrics.render(context.service.gauges())
+    page = handler.service.metrics.render(handler.service.gauges())
     handler.answer(200, page, content_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -113,24 +90,23 @@ class SendHandler(Handler):
 
     server_version = "notify-bot"
     routes = {"/send": {"POST": post_send}, "/send_photo": {"POST": post_send_photo},
-              "/health": {"GET": get_health}, "/metrics": {"GET": get_metrics}, **queue_admin.ROUTES,
-              **links_admin.ROUTES}
+              "/health": {"GET": get_health}, "/metrics": {"GET": get_metrics}, **admin_api.ROUTES}
 
 
 def _accept(handler: Handler, user: str, message: dict, options: tuple, photo: Upload | None = None) -> tuple:
-    """The ID, the receipt of what is queued (None of what was sent or failed), and the seconds to wait for it."""
+    """The ID, the receipt while it is queued (None once it was sent or failed), and the seconds to wait for it."""
     wait, script = options
-    context: Context = handler.server.context
-    with context.outbox.claim(_key(handler, user)) as (entry_id, found):
+    service = handler.service
+    with service.outbox.claim(_key(handler, user)) as (entry_id, found):
         if found is None:
-            return entry_id, context.delivery.submit(_add(context, entry_id, user, message, script, photo)), wait
-        return entry_id, context.delivery.watch(entry_id), wait
+            return entry_id, service.delivery.submit(_add(service, entry_id, user, message, script, photo)), wait
+        return entry_id, service.delivery.watch(entry_id), wait
 
 
-def _found(context: Context, handler: Handler, user: str) -> tuple | None:
-    """The ID and the receipt of what was accepted with the key of a request before, whatever is in its body."""
-    with context.outbox.claim(_key(handler, user)) as (entry_id, found):
-        return (entry_id, context.delivery.watch(entry_id)) if found else None
+def _found(handler: Handler, user: str) -> tuple | None:
+    """The ID and the receipt of a message accepted before with the same key, whatever its body."""
+    with handler.service.outbox.claim(_key(handler, user)) as (entry_id, found):
+        return (entry_id, handler.service.delivery.watch(entry_id)) if found else None
 
 
 def _key(handler: Handler, user: str) -> str | None:
@@ -142,9 +118,9 @@ def _key(handler: Handler, user: str) -> str | None:
 
 
 def _tell(handler: Handler, entry_id: str, receipt: Receipt | None, wait: float) -> None:
-    """Answer with what becomes of a message within `wait` seconds. Raises Problem where it failed."""
+    """Answer with the outcome of a message within `wait` seconds. Raises Problem where it failed."""
     handler.release_body()
-    outcome = receipt.wait(wait) if receipt else _settled(handler.server.context, entry_id)
+    outcome = receipt.wait(wait) if receipt else _settled(handler.service.outbox, entry_id)
     if outcome is None:
         handler.answer(202, {"ok": True, "queued": True, "id": entry_id})
     elif outcome.status == 200:
@@ -153,24 +129,21 @@ def _tell(handler: Handler, entry_id: str, receipt: Receipt | None, wait: float)
         raise Problem(outcome.status, outcome.reason)
 
 
-def _add(context: Context, entry_id: str, user: str, message: dict, script: str, photo: Upload | None) -> dict:
+def _add(service, entry_id: str, user: str, message: dict, script: str, photo: Upload | None) -> dict:
     """Accept a message: on disk on return. Raises Problem, and then nothing was accepted."""
-    link = with_room(context.links, context.delivery, user)
+    link = service.recipients.admit(user, service.delivery.queued(user))
     fields = {"user": user, "uid": link.uid, "chat_id": link.chat_id, "message": message, "script": script}
-    try:
-        entry = context.outbox.add(entry_id, fields, photo)
-    except OutboxError as error:
-        raise not_accepted(error) from error
-    context.metrics.count("accepted")
+    entry = service.outbox.add(entry_id, fields, photo)
+    service.metrics.count("accepted")
     return entry
 
 
-def _settled(context: Context, entry_id: str) -> Outcome | None:
-    """What became of a message that was accepted earlier and is not queued any more."""
-    state = context.outbox.find(entry_id)
+def _settled(outbox, entry_id: str) -> Outcome | None:
+    """The outcome of a message that was accepted earlier and is not queued any more."""
+    state = outbox.find(entry_id)
     try:
         if state == "failed":
-            return Outcome(*context.outbox.failure(entry_id))
+            return Outcome(*outbox.failure(entry_id))
     except CorruptEntry:
         return Outcome(502, "the stored message is damaged")
     return Outcome(200) if state == "sent" else None

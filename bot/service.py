@@ -17,11 +17,10 @@ from bot.invites import Invites
 from bot.metrics import Metrics
 from bot.outbox import Outbox, OutboxError
 from bot.polling import Poller
-from bot.receipt import Outcome
 from bot.recipients import Recipients
 from bot.replies import Replies
 from bot.scripts import Overdue, Runs
-from bot.send_api import Context, SendHandler
+from bot.send_api import SendHandler
 from bot.strangers import Strangers
 from bot.telegram import TelegramAPI
 from common.jsonstore import StoreError
@@ -36,70 +35,6 @@ MAX_WELCOMES = 10  # a second: the web server's account can write any number of 
 EXPIRE_SECONDS = 3600
 STOP_SECONDS = 8.0  # of the ten within which the service promises to be gone
 API_STUCK_SECONDS = 60
-
-
-class People(Recipients):
-    """The people behind the chats: their links, their desktops."""
-
-    def __init__(self, links: Links, desktop: Desktop):
-        self._links, self._desktop = links, desktop
-        self._lock = threading.Lock()
-        self._expired: dict[str, int] = {}
-
-    def chat_of(self, entry: dict) -> int | Outcome:
-        user, uid = entry["user"], entry.get("uid")
-        try:
-            link = self._links.of_user(user)
-        except StoreError as error:
-            log.error("%s; a message goes where it was to go when it was accepted", error)
-            return entry["chat_id"]
-        if link is not None and uid not in (None, link.uid):
-            return Outcome(404, f"it was for uid {uid}, and the account '{user}' has the uid {link.uid} now")
-        if link is None:
-            return Outcome(404, f"User '{user}' has no linked Telegram any more")
-        if link.blocked:
-            return Outcome(409, str(link.blocked))
-        return link.chat_id
-
-    def is_linked(self, chat_id: int) -> bool:
-        try:
-            return self._links.of_chat(chat_id) is not None
-        except StoreError:
-            return False  # which is said where somebody is answered
-
-    def blocked(self, user: str | None, chat_id: int, reason: str) -> None:
-        self._change(chat_id, lambda link: self._links.mark_blocked(link, reason))
-
-    def moved(self, user: str | None, chat_id: int, new_chat_id: int) -> None:
-        self._change(chat_id, lambda link: self._links.move_chat(link, new_chat_id))
-
-    def delivered(self, entry: dict) -> None:
-        if entry["user"]:
-            message = entry["message"]
-            self._desktop.show(entry["user"], message.get("title") or "", message.get("text") or "",
-                               str(entry.get("script") or ""))
-
-    def expired(self, user: str) -> None:
-        with self._lock:
-            self._expired[user] = self._expired.get(user, 0) + 1
-
-    def tell_of_expired(self, chat: Chat) -> None:
-        """Say to each user in one line how many of their messages were given up."""
-        with self._lock:
-            expired, self._expired = self._expired, {}
-        for user, count in expired.items():
-            try:
-                chat.tell_of_expired(self._links.of_user(user), count)
-            except (StoreError, OutboxError) as error:
-                log.error("%s is not told of %d messages that were given up: %s", user, count, error)
-
-    def _change(self, chat_id: int, change) -> None:
-        try:
-            link = self._links.of_chat(chat_id)
-            if link:
-                change(link)
-        except StoreError as error:
-            log.error("%s", error)
 
 
 def check_accounts(links: Links, stop: threading.Event) -> None:
@@ -119,24 +54,24 @@ class Welcomer:
     """Says hello in the chat of a new link. The web side only writes the file, so it is looked at every second."""
 
     def __init__(self, links: Links, chat: Chat):
-        self._links, self._chat = links, chat
+        self.links, self.chat = links, chat
         self._seen: dict[str, Link] | None = None
         self._problem = ""
 
     def look(self) -> None:
         try:
-            self._links.restamp(time.time())
-            links = self._links.all()
+            self.links.restamp(time.time())
+            links = self.links.all()
             if links is self._seen:
                 return
-            new = self._links.to_welcome(time.time())
+            new = self.links.to_welcome(time.time())
             for link in new[:MAX_WELCOMES]:
                 log.info("%s is linked to chat %d", link.user, link.chat_id)
-                self._chat.welcome(link)
+                self.chat.welcome(link)
                 if link.previous is not None:
-                    self._chat.tell_of_move(link)
+                    self.chat.tell_of_move(link)
             if new:
-                self._links.mark_welcomed(new[:MAX_WELCOMES], time.time())
+                self.links.mark_welcomed(new[:MAX_WELCOMES], time.time())
             self._seen, self._problem = links if len(new) <= MAX_WELCOMES else None, ""
         except (StoreError, OutboxError) as error:
             if str(error) != self._problem:
@@ -150,9 +85,9 @@ class _Serving:
     _KINDS = {"send-api": ("the API", http_server.Server, SendHandler),
               "web": ("the page's API", page_api.WebServer, page_api.WebHandler)}
 
-    def __init__(self, name: str, listener, context):
+    def __init__(self, name: str, listener, service):
         self.title, server, handler = self._KINDS[name]
-        self.server = server(listener, handler, context)
+        self.server = server(listener, handler, service)
         self.thread = threading.Thread(target=self.server.serve_forever, name=name, daemon=True)
 
     def is_alive(self) -> bool:
@@ -163,33 +98,31 @@ class Service:
     """Everything that runs, from `start` to `stop`."""
 
     def __init__(self, settings: BotSettings, token: str, listeners: dict):
+        self.settings = settings
         self._stuck: set[str] = set()
         self._stopping = threading.Event()
         self._housekeeping = [threading.Thread(target=work, name=name, daemon=True) for name, work in (
             ("the look at links", self._look_at_links), ("the outbox's housekeeping", self._keep_outbox),
-            ("the look at accounts", lambda: check_accounts(self._links, self._stopping)))]
-        self._outbox = Outbox(settings.state_dir / "outbox", settings.keep_sent, settings.keep_failed)
-        self._links = Links(settings.data_dir)
+            ("the look at accounts", lambda: check_accounts(self.links, self._stopping)))]
+        self.outbox = Outbox(settings.state_dir / "outbox", settings.keep_sent, settings.keep_failed)
+        self.links = Links(settings.data_dir)
         self._api = TelegramAPI(token, settings.api_url)
-        self._metrics = Metrics()
-        self._people = People(self._links, Desktop(settings.ws_socket))
-        strangers = Strangers(self._people.is_linked)
-        self._delivery = Delivery(self._outbox, self._api, self._people, self._metrics, settings.max_age, strangers)
-        replies = Replies(self._outbox, self._delivery)
-        self._runs = Runs(settings.scripts_dir, settings.state_dir, replies)
-        invites = Invites(settings.state_dir, self._links)
-        self._chat = Chat(settings, self._links, invites, replies, self._runs, self._api, strangers)
-        self._poller = Poller(self._api, settings.state_dir, self._chat, strangers)
-        self._welcomer = Welcomer(self._links, self._chat)
-        self._overdue = Overdue(self._links, settings.scripts_dir, replies.tell)
-        contexts = {"send-api": Context(self._outbox, self._delivery, self._links, self._metrics, self),
-                    "web": page_api.Context(settings, self._links, invites, self._runs, replies, self._outbox,
-                                          self._delivery, self._metrics, self._chat, self)}
-        self._servers = [_Serving(name, listener, contexts[name]) for name, listener in listeners.items()]
+        self.metrics = Metrics()
+        self.recipients = Recipients(self.links, Desktop(settings.ws_socket))
+        strangers = Strangers(self.recipients.is_linked)
+        self.delivery = Delivery(self.outbox, self._api, self.recipients, self.metrics, settings.max_age, strangers)
+        self.replies = Replies(self.outbox, self.delivery)
+        self.runs = Runs(settings.scripts_dir, settings.state_dir, self.replies)
+        self.invites = Invites(settings.state_dir, self.links)
+        self.chat = Chat(settings, self.links, self.invites, self.replies, self.runs, self._api, strangers)
+        self._poller = Poller(self._api, settings.state_dir, self.chat, strangers)
+        self._welcomer = Welcomer(self.links, self.chat)
+        self._overdue = Overdue(self.links, settings.scripts_dir, self.replies.tell)
+        self._servers = [_Serving(name, listener, self) for name, listener in listeners.items()]
 
     def start(self) -> None:
-        self._delivery.start()
-        self._runs.resume()
+        self.delivery.start()
+        self.runs.resume()
         for serving in self._servers:
             serving.thread.start()
         self._poller.start()
@@ -215,17 +148,25 @@ class Service:
         """Apart from the rest: other software may hold the lock of the links for as long as it likes."""
         while not self._stopping.wait(TICK_SECONDS):
             self._welcomer.look()
-            self._people.tell_of_expired(self._chat)
+            self._tell_of_expired()
+
+    def _tell_of_expired(self) -> None:
+        """One line for each user whose messages were given up."""
+        for user, count in self.recipients.take_expired().items():
+            try:
+                self.chat.tell_of_expired(self.links.of_user(user), count)
+            except (StoreError, OutboxError) as error:
+                log.error("%s is not told of %d messages that were given up: %s", user, count, error)
 
     def _keep_outbox(self) -> None:
         """Apart from the rest: a disk may be slow."""
         expired = -EXPIRE_SECONDS
         while not self._stopping.wait(TICK_SECONDS):
             try:
-                self._outbox.sync()
+                self.outbox.sync()
                 if time.monotonic() - expired >= EXPIRE_SECONDS:
                     expired = time.monotonic()
-                    self._outbox.expire(time.time())
+                    self.outbox.expire(time.time())
             except OSError as error:
                 log.error("outbox: what was kept long enough cannot be removed, or what was sent not be synced: %s",
                           error)
@@ -240,16 +181,16 @@ class Service:
         for thread in closing:
             thread.join()
         self._poller.stop(0)
-        self._delivery.stop(STOP_SECONDS / 2)
+        self.delivery.stop(STOP_SECONDS / 2)
         for serving in self._servers:
             serving.server.drain(max(0.1, deadline - time.monotonic()))
         self._api.close()
         for thread in self._housekeeping:
             thread.join(max(0.1, deadline - time.monotonic()))
-        self._outbox.close()
+        self.outbox.close()
 
     def is_alive(self) -> bool:
-        alive = {"polling": self._poller.is_alive(), "delivery": self._delivery.is_alive(),
+        alive = {"polling": self._poller.is_alive(), "delivery": self.delivery.is_alive(),
                  **{thread.name: thread.is_alive() for thread in self._housekeeping},
                  **{serving.title: serving.is_alive() for serving in self._servers}}
         stuck = {name for name, is_alive in alive.items() if not is_alive}
@@ -267,15 +208,15 @@ class Service:
         else:
             polled = f"polled {max(0, time.time() - self._poller.polled_at):.0f} s ago"
         linked = self._linked()
-        return f"{'?' if linked is None else linked} linked, {self._delivery.queued()} queued, {polled}"
+        return f"{'?' if linked is None else linked} linked, {self.delivery.queued()} queued, {polled}"
 
     def health(self) -> tuple[int, dict]:
         """The answer to GET /health: 503 where nothing is accepted, or Telegram does not take what is."""
-        problem = self._outbox.problem() or self._delivery.problem or self._poller.problem
+        problem = self.outbox.problem() or self.delivery.problem or self._poller.problem
         report = {"ok": problem is None, "version": version(), "linked": self._linked(),
-                  "queued": self._delivery.queued(), "oldest_seconds": round(self._delivery.oldest_age(), 1),
-                  "last_poll": self._poller.polled_at, "last_delivery": self._delivery.last_delivery,
-                  **self._metrics.counts()}
+                  "queued": self.delivery.queued(), "oldest_seconds": round(self.delivery.oldest_age(), 1),
+                  "last_poll": self._poller.polled_at, "last_delivery": self.delivery.last_delivery,
+                  **self.metrics.counts()}
         if problem:
             report["error"] = problem
         return 503 if problem else 200, report
@@ -285,15 +226,15 @@ class Service:
         return {
             "up": ("Whether messages are accepted and Telegram takes them.", int(self.health()[0] == 200)),
             "linked_users": ("Users with a linked chat.", self._linked()),
-            "queued_messages": ("Messages accepted and not delivered.", self._delivery.queued()),
-            "oldest_queued_seconds": ("Age of the oldest of them.", round(self._delivery.oldest_age(), 3)),
+            "queued_messages": ("Messages accepted and not delivered.", self.delivery.queued()),
+            "oldest_queued_seconds": ("Age of the oldest of them.", round(self.delivery.oldest_age(), 3)),
             "last_poll_timestamp_seconds": ("When getUpdates last succeeded.", self._poller.polled_at),
-            "last_delivery_timestamp_seconds": ("When a call last succeeded.", self._delivery.last_delivery),
+            "last_delivery_timestamp_seconds": ("When a call last succeeded.", self.delivery.last_delivery),
         }
 
     def _linked(self) -> int | None:
         try:
-            return len(self._links.all())
+            return len(self.links.all())
         except StoreError:
             return None
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
+
+from bot.limits import Limiter
 
 log = logging.getLogger("strangers")
 
@@ -25,7 +26,7 @@ class Strangers:
         self._is_linked = is_linked
         self._lock = threading.Lock()
         self._chats: dict[str, int] = {}
-        self._in_chat: Counter = Counter()
+        self._places = Limiter(MAX_WAITING_PER_CHAT, MAX_WAITING)
         self._refused = 0
         self._reported = 0.0
 
@@ -35,27 +36,25 @@ class Strangers:
     def admit(self, key: str, chat_id: int) -> bool:
         """Take a place; False, and counted, where there is none."""
         with self._lock:
-            if len(self._chats) < MAX_WAITING and self._in_chat[chat_id] < MAX_WAITING_PER_CHAT:
-                self._take(key, chat_id)
+            if self._places.take(chat_id):
+                self._chats[key] = chat_id
                 return True
-            if not self._in_chat[chat_id]:
-                del self._in_chat[chat_id]  # a Counter keeps each key it was asked for
             self._refused += 1
             return False
 
     def hold(self, key: str, chat_id: int) -> None:
         """Take a place in any case: for the reply to an admitted update, or an update of an earlier run."""
         with self._lock:
-            self._take(key, chat_id)
+            if key not in self._chats:
+                self._chats[key] = chat_id
+                self._places.hold(chat_id)
 
     def leave(self, key: str) -> None:
         """Free the place of a key, if it has one."""
         with self._lock:
             chat_id = self._chats.pop(key, None)
             if chat_id is not None:
-                self._in_chat[chat_id] -= 1
-                if not self._in_chat[chat_id]:
-                    del self._in_chat[chat_id]
+                self._places.give_back(chat_id)
 
     def report(self, now: float) -> None:
         """Log the number of dropped updates, at most once a minute. `now` is monotonic."""
@@ -64,8 +63,3 @@ class Strangers:
                 return
             refused, self._refused, self._reported = self._refused, 0, now
         log.warning("%d updates of chats that are linked to nobody were left unanswered: too many wait", refused)
-
-    def _take(self, key: str, chat_id: int) -> None:
-        if key not in self._chats:
-            self._chats[key] = chat_id
-            self._in_chat[chat_id] += 1

@@ -4,9 +4,9 @@ import configparser
 import re
 
 import pytest
+from common.service import Settings
 
 from bot import http_server, pacing, page_api, polling, scripts
-from common.service import Settings
 from machine import CHECKOUT
 
 UNITS = sorted(path for folder in ("system", "user") for path in (CHECKOUT / "units" / folder).iterdir())

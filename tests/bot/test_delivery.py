@@ -259,7 +259,10 @@ NO_THREAD = """
 import pathlib, sys, threading
 sys.path.insert(0, sys.argv[1])
 from bot.delivery import Delivery
+from pathlib import Path
+from bot.desktop import Desktop
 from bot.recipients import Recipients
+from common.links import Links
 from bot.metrics import Metrics
 from bot.outbox import Outbox
 
@@ -277,7 +280,7 @@ def start_but_the_first_worker(thread):
 
 threading.Thread.start = start_but_the_first_worker
 outbox = Outbox(pathlib.Path(sys.argv[2]))
-delivery = Delivery(outbox, Telegram(), Recipients(), Metrics(), 86400)
+delivery = Delivery(outbox, Telegram(), Recipients(Links(Path('.')), Desktop(Path('none'))), Metrics(), 86400)
 delivery.start()
 receipts = [delivery.submit(outbox.add(str(chat), {"chat_id": chat, "message": {"text": "m"}})) for chat in (1, 2)]
 assert [receipt.wait(10).status for receipt in receipts] == [200, 200] and refused

@@ -17,7 +17,7 @@ import pytest
 from bot import accounts
 from bot import outbox as outbox_module
 from bot.history import History
-from bot.outbox import AccountFull, Outbox, OutboxError
+from bot.outbox import Outbox, OutboxError
 from live import CHECKOUT, PYTHON, until
 
 FIELDS = {"user": "jana", "chat_id": 1, "message": {"text": "m"}}
@@ -299,17 +299,17 @@ def test_a_million_messages_a_day_are_one_file_of_250_mb_and_little_memory(tmp_p
 def test_an_account_is_over_uploads_the_queue_and_what_failed(outbox, monkeypatch):
     monkeypatch.setattr(accounts, "MAX_BYTES", 1000)
     add(outbox, "aa", b"x" * 500)
-    with pytest.raises(AccountFull, match="are kept for 'jana'"), outbox.upload("jana") as file:
+    with pytest.raises(OutboxError, match="are kept for 'jana'"), outbox.upload("jana") as file:
         for _ in range(100):
             file.write(b"x" * 20)
     with outbox.upload("jana") as file:
         file.write(b"x" * 100)
-        with pytest.raises(AccountFull):
+        with pytest.raises(OutboxError):
             outbox.check_room("jana", 300)
     outbox.check_room("jana", 300)
     add(outbox, "bb", b"x" * 500, user="bob")
     outbox.failed(outbox.read("aa"), 502, "no")
-    with pytest.raises(AccountFull):  # what failed goes for it, and it is too much all the same
+    with pytest.raises(OutboxError):  # what failed goes for it, and it is too much all the same
         add(outbox, "cc", b"x" * 900)
     assert outbox.failed_ids() == [] and outbox.find("aa") is None
     add(outbox, "dd", b"x" * 500)

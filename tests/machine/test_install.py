@@ -8,8 +8,8 @@ import stat
 import subprocess
 
 import pytest
-
 from common.service import Settings
+
 from host import BOT_SOCKET
 from live import TOKEN
 from machine import CHECKOUT, PROJECT, until

@@ -4,6 +4,7 @@ import json
 import re
 
 from common.service import Settings
+
 from host import BOT_SOCKET, CHATS
 from live import TOKEN
 from machine import until
