@@ -160,7 +160,7 @@ class Outbox:
 
     @contextmanager
     def claim(self, key: str | None):
-        """Hold a key while it is looked up, and while its message is accepted. Yields the ID and what `find` says of it.
+        """Hold a key while it is looked up, and while its message is accepted. Yields the ID and what `find` says.
         A second request with the same key waits, and then finds the first one's."""
         if key is None:
             yield secrets.token_hex(10), None

@@ -7,12 +7,9 @@ each URL, so no URL and no exception that holds one leaves this module.
 
 from __future__ import annotations
 
-import errno
 import http.client
-import io
 import json
 import re
-import select
 import threading
 import time
 import urllib.parse
@@ -20,7 +17,6 @@ from contextlib import suppress
 
 from common import bounded_json, multipart
 
-CONNECT_SECONDS = 10
 ANSWER_SECONDS = 30  # without a byte
 CALL_SECONDS, FLOOR_BYTES = 60, 32 << 10  # the deadline of a call: so long, and a second more for so many bytes
 LONGEST_REST_SECONDS = 86400
@@ -63,15 +59,13 @@ class TelegramAPI:
 
     def __init__(self, token: str, base_url: str):
         url = urllib.parse.urlsplit(base_url)
-        self._secure = url.scheme == "https"
-        self._host, self._port = url.hostname, url.port
-        self._path = f"{url.path}/bot{token}/"
         host = url.netloc.rpartition("@")[2]
-        self._host_header = host if host.isascii() else host.encode("idna").decode()
-        self._context = None
+        self._host = host if host.isascii() else host.encode("idna").decode()
+        self._base_url, self._path = f"{url.scheme}://{self._host}/", f"{url.path}/bot{token}/"
         self._lock = threading.Lock()
-        self._idle: list[tuple[float, http.client.HTTPConnection]] = []
-        self._in_use: set[http.client.HTTPConnection] = set()
+        self._opener = None
+        self._idle: list[tuple] = []  # since when (monotonic), the connection
+        self._in_use: set = set()
         self._closed = False
         self.succeeded_at = float("-inf")  # monotonic, the latest of all calls
 
@@ -115,7 +109,7 @@ class TelegramAPI:
         try:
             if connection.sock is None:
                 connection.connect()
-        except (OSError, UnicodeError) as error:
+        except (OSError, UnicodeError, http.client.HTTPException) as error:
             raise TelegramUnreachable(f"cannot connect: {_reason(error)}", unknown=False) from None
         try:
             written = False
@@ -123,12 +117,12 @@ class TelegramAPI:
             with suppress(BrokenPipeError, ConnectionResetError):
                 self._write(connection, method, body, headers)
                 written = True
-            response = http.client.HTTPResponse(_Answer(connection), method="POST")
-            response.begin()
+            response = connection.response("POST")
             data = response.read(_bounds(method)[0])
             if response.length or (response.chunked and not response.isclosed()):
                 raise http.client.IncompleteRead(b"")
-            if response.will_close or not written:
+            # A proxy of HTTP may close without saying so, and whatever comes later would have an unknown fate.
+            if response.will_close or not written or connection.prefix:
                 connection.close()
             return response.status, response.headers, data
         except (OSError, http.client.HTTPException) as error:
@@ -136,8 +130,8 @@ class TelegramAPI:
 
     def _write(self, connection, method: str, body, headers: dict) -> None:
         """The request; one without a file in one write, where http.client has one for the head and one for the body."""
-        lines = [f"POST {self._path}{method} HTTP/1.1", f"Host: {self._host_header}",
-                 *(f"{name}: {value}" for name, value in headers.items())]
+        lines = [f"POST {connection.prefix}{self._path}{method} HTTP/1.1", f"Host: {self._host}",
+                 *(f"{name}: {value}" for name, value in (headers | connection.headers).items())]
         head = "\r\n".join(lines).encode("ascii") + b"\r\n\r\n"
         if isinstance(body, bytes):
             connection.write(head + body)
@@ -152,22 +146,20 @@ class TelegramAPI:
                 raise TelegramUnreachable("shutting down", unknown=False)
             while self._idle:
                 since, connection = self._idle.pop()
-                if time.monotonic() - since < IDLE_SECONDS and not _is_readable(connection.sock):
+                if time.monotonic() - since < IDLE_SECONDS and not connection.is_closed_by_peer():
                     break
                 connection.close()
             else:
-                connection = self._connection()
+                connection = self._opener_of_connections().connection()
             self._in_use.add(connection)
         connection.timeout = timeout
         return connection
 
-    def _connection(self):
-        if not self._secure:
-            return _Connection(self._host, self._port)
-        if self._context is None:
-            import ssl
-            self._context = ssl.create_default_context()
-        return _SecureConnection(self._host, self._port, context=self._context)
+    def _opener_of_connections(self):
+        if self._opener is None:
+            from bot.connections import Opener  # urllib takes long to load, and the service is up before its first call
+            self._opener = Opener(self._base_url)
+        return self._opener
 
     def _give_back(self, connection) -> None:
         with self._lock:
@@ -181,64 +173,6 @@ class TelegramAPI:
         with self._lock:
             self._in_use.discard(connection)
         connection.close()
-
-
-class _Patient:
-    """Connect within CONNECT_SECONDS, then wait for each byte as long as the call says, until its deadline."""
-
-    deadline = 0.0
-
-    def connect(self):
-        patience, self.timeout = self.timeout, CONNECT_SECONDS
-        try:
-            super().connect()
-        finally:
-            self.timeout = patience
-
-    def limit(self) -> None:
-        """Let the next read or write take no longer than there is time. Raises TimeoutError."""
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError(errno.ETIMEDOUT, "the call took too long")
-        self.sock.settimeout(min(self.timeout, left))
-
-    def write(self, data: bytes) -> None:
-        rest = memoryview(data)
-        while rest:
-            self.limit()
-            rest = rest[self.sock.send(rest):]
-
-
-class _Answer(io.RawIOBase):
-    """In the socket's place for http.client: what it reads has the call's deadline."""
-
-    def __init__(self, connection: _Patient):
-        self._connection = connection
-
-    def makefile(self, *_):
-        return io.BufferedReader(self)
-
-    def readable(self):
-        return True
-
-    def readinto(self, buffer):
-        self._connection.limit()
-        return self._connection.sock.recv_into(buffer)
-
-
-class _Connection(_Patient, http.client.HTTPConnection):
-    pass
-
-
-class _SecureConnection(_Patient, http.client.HTTPSConnection):
-    pass
-
-
-def _is_readable(sock) -> bool:
-    """An idle connection on which something can be read has been closed by the other side."""
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def _reason(error: BaseException) -> str:
@@ -259,6 +193,9 @@ def _result(status: int, headers, data: bytes, most_bytes: int = MAX_ANSWER_BYTE
     except ValueError:
         answer = None
     if not isinstance(answer, dict) or not isinstance(answer.get("ok"), bool):
+        if status == 407:
+            from bot.connections import WRONG_LOGIN
+            raise TelegramUnreachable(WRONG_LOGIN, unknown=False)
         if status == 413:
             raise TelegramError(413, "Request Entity Too Large")
         # A front end spoke, not the Bot API; whether the request got past it cannot be known (RFC 9110, 15.6).
