@@ -65,29 +65,29 @@ changed() { # changed PATTERN
     grep -q -- "$1" "$work/changed"
 }
 
-installed_modules() { # what is installed of the checkout below $modules
+modules_of_this_version() {
     printf '%s\n' VERSION notify_bot.py notify_runner.py notify_scripts.py webapp_telegram.py
     find bot common runner webapp -type f ! -name '*.pyc'
 }
 
-remove_old_files() { # what an earlier version had and this one has not
-    [ -d "$modules" ] || return 0
-    installed_modules >"$work/modules"
-    find "$modules" -type f ! -name '*.pyc' | while read -r file; do
-        name=${file#"$modules"/}
-        if ! grep -qxF -- "$name" "$work/modules"; then
-            stem=${file##*/}
-            rm -f -- "$file" "${file%/*}/__pycache__/${stem%.py}".*.pyc
-            echo "$file" >>"$work/changed"
-            echo "removed $file"
+remove_old_files() { # remove_old_files FOLDER: files below it whose names are not on standard input
+    [ -d "$1" ] || return 0
+    cat >"$work/wanted"
+    find "$1" -type f -printf '%P\n' | while read -r name; do
+        # Bytecode goes with its module.
+        if ! printf '%s\n' "$name" | sed 's,__pycache__/\([^/.]*\)[^/]*\.pyc$,\1.py,' | grep -qxFf "$work/wanted"; then
+            rm -f -- "$1/$name"
+            echo "$1/$name" >>"$work/changed"
+            [ "${name%.pyc}" != "$name" ] || echo "removed $1/$name"
         fi
     done
-    find "$modules" -mindepth 1 -depth -type d -empty -delete
+    find "$1" -mindepth 1 -depth -type d -empty -delete
 }
 
 install_files() {
-    remove_old_files
-    for file in $(installed_modules); do
+    modules_of_this_version | remove_old_files "$modules"
+    printf '%s\n' examples/*.* examples/web/* | remove_old_files "$doc"
+    for file in $(modules_of_this_version); do
         mode=644
         [ "$(head -c 2 "$file" | tr -d '\0')" = '#!' ] && mode=755
         put_bytes "$mode" "$file" "$modules/$file"
@@ -107,10 +107,7 @@ install_files() {
     for page in man/*.[18]; do
         put 644 "$page" "$DESTDIR$PREFIX/share/man/man${page##*.}/${page#man/}"
     done
-    for file in examples/*; do
-        put_bytes 644 "$file" "$doc/$file"
-    done
-    for file in web/*; do
+    for file in examples/*.* examples/web/*; do
         put 644 "$file" "$doc/$file"
     done
     put 644 docs/notifications.md "$guide"
