@@ -6,7 +6,7 @@ import re
 import pytest
 
 from bot import http_server, pacing, page_api, polling, runs
-from common.service import Settings
+from common.settings import bot_settings
 from machine import CHECKOUT
 
 UNITS = sorted(path for folder in ("system", "user") for path in (CHECKOUT / "units" / folder).iterdir())
@@ -46,7 +46,7 @@ def test_bot_reads_its_settings_where_the_design_says():
     assert re.findall(r"^EnvironmentFile=(.*)$", text, re.MULTILINE) == [
         "-/opt/data-analyst/.env", "-/etc/notify-bot/notify-bot.env"]
     # The sockets are where the service, started by hand, would make them, and where clients look.
-    defaults = Settings({})
+    defaults = bot_settings({})
     for unit, path in (("notify-bot.socket", defaults.bot_socket), ("notify-bot-web.socket", defaults.web_socket)):
         assert Unit(CHECKOUT / "units/system" / unit)["Socket"]["ListenStream"] == str(path)
 

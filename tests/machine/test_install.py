@@ -9,12 +9,12 @@ import subprocess
 
 import pytest
 
-from common.service import Settings
+from common.settings import bot_settings
 from host import BOT_SOCKET
 from live import TOKEN
 from machine import CHECKOUT, PROJECT, until
 
-WEB_SOCKET = str(Settings({}).web_socket)
+WEB_SOCKET = str(bot_settings({}).web_socket)
 LIB = "/usr/local/lib/notify-bot"
 PLACES = ("/usr/local", "/etc", "/data", "/home", "/var/lib/systemd/linger", "/var/lib/notify-bot")
 # A command in a terminal of its own; prints its status, seconds and output, and which processes of an account had
@@ -142,7 +142,7 @@ def test_first_install_says_what_is_left_to_do(machine):
     ("/etc/sudoers.d/notify-bot", "440", "root:root"),
     ("/etc/notify-bot/notify-bot.env", "600", "root:root"),
     (f"{LIB}/notify_bot.py", "755", "root:root"),
-    (f"{LIB}/jsonstore.py", "644", "root:root"),
+    (f"{LIB}/common/jsonstore.py", "644", "root:root"),
 ])
 def test_owners_and_modes(machine, place, mode, owner):
     assert machine.output("stat", "-c", "%a %U:%G", place) == f"{mode} {owner}"
@@ -161,8 +161,9 @@ def test_commands_tell_their_version(machine):
 
 
 def test_modules_are_compiled(machine):
-    compiled = {path.name.split(".")[0] for path in machine.path(f"{LIB}/__pycache__").glob("*.pyc")}
-    assert compiled == {path.stem for path in (CHECKOUT / "src").glob("*.py")}
+    lib = machine.path(LIB)
+    compiled = {path.parents[1] / f"{path.name.partition('.')[0]}.py" for path in lib.rglob("*.pyc")}
+    assert compiled == set(lib.rglob("*.py")) and len(compiled) > 30
 
 
 def test_second_install_changes_nothing(machine):
@@ -182,7 +183,7 @@ def test_second_install_changes_nothing(machine):
 def test_only_what_changed_is_restarted(machine):
     before = invocations(machine)
     machine.write(f"{PROJECT}/common/links.py", machine.path(f"{PROJECT}/common/links.py").read_text() + "\n")
-    assert f"installed {LIB}/links.py" in machine.make("install").splitlines()
+    assert f"installed {LIB}/common/links.py" in machine.make("install").splitlines()
     assert machine.make("install") == "nothing to do: this version is installed already"
     after = invocations(machine)
     assert {unit for unit in before if before[unit] != after[unit]} == {"notify-bot.service"}

@@ -3,12 +3,12 @@
 import json
 import re
 
-from common.service import Settings
+from common.settings import bot_settings
 from host import BOT_SOCKET, CHATS
 from live import TOKEN
 from machine import until
 
-WEB_SOCKET = str(Settings({}).web_socket)
+WEB_SOCKET = str(bot_settings({}).web_socket)
 SOON = """[Timer]
 OnCalendar=
 OnCalendar=*:*:0/2

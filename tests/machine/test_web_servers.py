@@ -269,6 +269,7 @@ def test_without_tls_one_is_led_to_it(server):
 
 def test_what_is_served_with_is_what_is_installed(server):
     """As examples, for another place of the program too; nothing of it is switched on."""
+    installed = server.host.path("/usr/local/share/doc/notify-bot/examples/web")
     for path in (web.CHECKOUT / "examples/web").iterdir():
-        assert server.host.path(f"/usr/local/share/doc/notify-bot/examples/web/{path.name}").read_text() == path.read_text()
+        assert (installed / path.name).read_text() == path.read_text()
     assert server.host.show("notify-bot-web-cgi.socket", "UnitFileState") == {"UnitFileState": "disabled"}

@@ -63,11 +63,11 @@ class Args:
 
 
 class Methods:
-    """The bot's side of a State. `limits` says whether the pace is Telegram's or free."""
+    """The bot's side of a State, at Telegram's pace where `paced`."""
 
-    def __init__(self, state: State, limits: bool):
+    def __init__(self, state: State, paced: bool):
         self.state = state
-        self.rates = limits.Rates() if limits else None
+        self.rates = limits.Rates() if paced else None
         self._names = {name.lower(): name for name in METHODS}
 
     def name_of(self, method: str) -> str:
