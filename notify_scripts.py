@@ -1,9 +1,8 @@
 #!/usr/bin/python3 -IS
 """List and run the scripts of one account, as that account: `notify-scripts list|run|sync-status|serve`.
 
-This file is where the bot's wish becomes an analyst's process, so it stands alone: it imports nothing of
-the project and nothing from the environment. It gains no privilege and needs none: sudo or systemd
-(notify-scripts@USER.service) starts it as the owner of the scripts. What it holds to:
+This file is the privilege boundary, so it imports nothing of the project and nothing from the environment. It gains no
+privilege and needs none: sudo or systemd (notify-scripts@USER.service) starts it as the owner of the scripts.
 
 - It does not work as root, nor for an account outside the analysts' group.
 - The home is the one in the account database; $HOME is whatever a caller says.
@@ -34,6 +33,11 @@ from collections import namedtuple
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+USAGE = """notify-scripts list
+       notify-scripts run NAME
+       notify-scripts sync-status
+       notify-scripts serve [--idle SECONDS] [--bot-user ACCOUNT]
+       notify-scripts --help | --version"""
 ANALYST_GROUP = "dataread"
 RUN_SECONDS = 60
 MAX_OUTPUT = 1 << 20
@@ -59,7 +63,7 @@ Account.__doc__ = """Whose scripts: `home`, the folder of scripts and the folder
 Script = namedtuple("Script", "name stem path refused")
 Script.__doc__ = """An entry of the folder; `refused` is None, or why it is not run."""
 Run = namedtuple("Run", "stdout stderr error seconds")
-Run.__doc__ = """What a run gave: stdout as bytes, the end of stderr as text, `error` None or a predicate."""
+Run.__doc__ = """Outcome of a run: stdout as bytes, the end of stderr as text, `error` None or a predicate."""
 
 
 Timer = namedtuple("Timer", "next_run schedule last_trigger")
@@ -186,7 +190,7 @@ def _others_can_write(account: Account, path: str, status: os.stat_result) -> st
 
 
 def _has_acl(path: str) -> bool:
-    """Whether the bits of the group are the mask of an access control list, so for other accounts too (acl(5))."""
+    """Tells whether the bits of the group are the mask of an access control list, so for other accounts too (acl(5))."""
     try:
         return bool(os.getxattr(path, "system.posix_acl_access"))
     except OSError as error:
@@ -205,7 +209,7 @@ def _private_group(account: Account, gid: int) -> bool:
 
 
 class _Output:
-    """What a script printed: all of stdout up to the limit and one read more, the end of stderr."""
+    """Output of a script: all of stdout up to the limit and one read more, the end of stderr."""
 
     def __init__(self):
         self.stdout = bytearray()
@@ -379,7 +383,7 @@ def _unit_escape(stem: str) -> str:
 
 
 def listing(account: Account) -> list[dict]:
-    """What `list` prints: an object a script, times in unix seconds, null for what is not known."""
+    """The answer to `list`: an object a script, times in unix seconds, null for what is not known."""
     scripts = list_scripts(account)
     units = {script.stem: own_timer(account, script.stem) or _SHARED_TIMER for script in scripts}
     known = _timers(account, sorted(set(units.values()))) if scripts else {}
@@ -400,7 +404,7 @@ def _listed(account: Account, script: Script, timer: Timer | None) -> dict:
 
 
 def _is_overdue(script: Script, timer: Timer, last_run: int | None) -> bool:
-    """Whether a script that is to run by a timer has not. It counts from when its file last changed."""
+    """Tells whether a script with a timer has missed its time. It counts from when its file last changed."""
     try:
         since = max(last_run or 0, os.stat(script.path).st_ctime)
     except OSError:
@@ -428,8 +432,7 @@ def unix_time(value) -> int | None:
 
 
 def _timers(account: Account, units: list[str]) -> dict[str, Timer] | None:
-    """What the user manager knows of timers, by unit: none where the account has no user manager. None where it
-    has one that does not answer."""
+    """Timers of the user manager, by unit: none without a user manager; None where it does not answer."""
     runtime = f"/run/user/{account.uid}"
     if not os.path.exists(f"{runtime}/systemd/private"):
         return dict.fromkeys(units, NO_TIMER)
@@ -482,7 +485,7 @@ def _timespan(text: str) -> float:
 
 
 def sync_status(account: Account) -> dict:
-    """How long ago ~/server/ was brought up to date, by its mtime: seconds, and the same for a person."""
+    """Age of ~/server/ by its mtime: seconds, and the same for a person."""
     try:
         elapsed = max(0, int(time.time() - os.stat(account.home / "server/").st_mtime))
     except OSError:
@@ -703,10 +706,10 @@ def _options(arguments: list[str]):
             self.print_usage(sys.stderr)
             self.exit(os.EX_USAGE, f"notify-scripts: {message}\n")
 
-    parser = Parser(prog="notify-scripts", description="List and run notification scripts, as their owner.")
+    parser = Parser(prog="notify-scripts", usage=USAGE, description="List and run scripts as their owner.")
     version = Path(os.path.realpath(__file__)).with_name("VERSION").read_text().strip()
     parser.add_argument("--version", action="version", version=f"notify-scripts {version}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="list|run|sync-status|serve")
+    commands = parser.add_subparsers(dest="command", required=True, prog="notify-scripts")
     commands.add_parser("list", help="the scripts and what is known of them, as a JSON array")
     run = commands.add_parser("run", help="run one script and print its output")
     run.add_argument("name", help="a name from the list, with or without .py")

@@ -1,4 +1,4 @@
-"""The methods of the Bot API that the sandbox knows, with their checks and the words of their refusals.
+"""The methods of the Bot API that the stand-in has, with their checks and the words of their refusals.
 
 `call(method, args)` does one; `args` holds texts, as the Bot API server sees every argument as text.
 """
@@ -71,7 +71,7 @@ class Methods:
         self._names = {name.lower(): name for name in METHODS}
 
     def name_of(self, method: str) -> str:
-        """How the documentation writes a method's name; names themselves ignore case."""
+        """A method's name as the documentation writes it; names themselves ignore case."""
         return self._names.get(method.lower(), "(unknown)")
 
     def call(self, method: str, args: Args):
