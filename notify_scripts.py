@@ -190,7 +190,7 @@ def _others_can_write(account: Account, path: str, status: os.stat_result) -> st
 
 
 def _has_acl(path: str) -> bool:
-    """Tells whether the bits of the group are the mask of an access control list, so for other accounts too (acl(5))."""
+    """True where the group's bits are the mask of an access control list, which may name other accounts (acl(5))."""
     try:
         return bool(os.getxattr(path, "system.posix_acl_access"))
     except OSError as error:
@@ -404,7 +404,7 @@ def _listed(account: Account, script: Script, timer: Timer | None) -> dict:
 
 
 def _is_overdue(script: Script, timer: Timer, last_run: int | None) -> bool:
-    """Tells whether a script with a timer has missed its time. It counts from when its file last changed."""
+    """True where a script with a timer has missed its time, counted from the last change of its file."""
     try:
         since = max(last_run or 0, os.stat(script.path).st_ctime)
     except OSError:

@@ -17,6 +17,16 @@ from machine import CHECKOUT, PROJECT, until
 WEB_SOCKET = str(bot_settings({}).web_socket)
 LIB = "/usr/local/lib/notify-bot"
 PLACES = ("/usr/local", "/etc", "/data", "/home", "/var/lib/systemd/linger", "/var/lib/notify-bot")
+# Version 0.1.0 as it was installed: modules side by side, the page's files among them.
+OLD_MODULES = (
+    "accounts addressee bounded_json chat clock contract delivery entries failures gateway handover history http1 "
+    "invites jsonstore lanes links links_command linksapi markdown metrics multipart notification notify_sandbox "
+    "outbox overdue polling queue_command queueapi receipt recipients refusals replies runs sandbox_control "
+    "sandbox_faults sandbox_form sandbox_http sandbox_limits sandbox_markup sandbox_methods sandbox_state "
+    "scripts_socket sendapi service status_page strangers telegram_api turns unixhttp webapi webapp_actions "
+    "webapp_bot webapp_browser webapp_guesses webapp_login webapp_page webapp_qr webapp_request webapp_routes "
+    "workers")
+OLD_FILES = ("sample_chart.png", "sandbox.html", "webapp_telegram.css", "webapp_telegram.html", "webapp_telegram.js")
 # A command in a terminal of its own; prints its status, seconds and output, and which processes of an account had
 # that terminal meanwhile, as controlling terminal or as a descriptor.
 IN_A_TERMINAL = """
@@ -503,6 +513,27 @@ def test_package_is_built_in_a_folder(tmp_path):
     make("uninstall", f"DESTDIR={tmp_path}", "PREFIX=/usr")
     left = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()]
     assert left == ["etc/notify-bot/notify-bot.env"]
+
+
+def test_update_leaves_nothing_of_the_flat_layout(tmp_path):
+    def everything():
+        return {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+
+    install = ("install", f"DESTDIR={tmp_path}", "PREFIX=/usr")
+    make(*install)
+    fresh = everything()
+    lib, doc = tmp_path / "usr/lib/notify-bot", tmp_path / "usr/share/doc/notify-bot"
+    old = [lib / f"{name}.py" for name in OLD_MODULES.split()] + [lib / name for name in OLD_FILES] + [
+        doc / "web" / name for name in ("apache.conf", "apache2.service.conf", "nginx.conf")]
+    bytecode = [lib / f"__pycache__/{name}.cpython-311{level}.pyc" for name in OLD_MODULES.split()
+                for level in ("", ".opt-1")]
+    for path in old + bytecode:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+    words = make(*install)
+    assert {line.removeprefix("removed ") for line in words.splitlines()} == {str(path) for path in old}
+    assert everything() == fresh
+    assert "nothing to do" in make(*install)
 
 
 def test_make_alone_explains_itself():
