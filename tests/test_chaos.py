@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from chaos import Result
-from chaos.calls import Call, under_way
+from chaos.calls import Call, in_flight
 from chaos.load import judge
 from machine import CHECKOUT
 
@@ -59,27 +59,27 @@ def test_a_campaign_loses_nothing(campaigns, name, wanted):
     assert wanted(figures), figures
 
 
-@pytest.mark.parametrize(("statuses", "arrived", "under_way", "problem"), [
+@pytest.mark.parametrize(("statuses", "arrived", "in_flight", "problem"), [
     ((200, 202, "unknown"), "1 2", "", None),
     ((200, 202, "unknown"), "1 1 2 3", "1", None),
     ((200, 202, "unknown"), "1 1 1 2 3 3", "1 1 2 3", None),
     ((200, 202, "unknown"), "1 3", "", "accepted and lost"),
     ((200, 202, "unknown"), "2 1", "", "the order"),
     ((200, 202, "unknown"), "1 2 1", "1", "the order"),
-    ((200, 202, "unknown"), "1 1 2", "", "not under way"),
-    ((200, 202, "unknown"), "1 1 2", "2", "not under way"),
-    ((200, 202, "unknown"), "1 1 1 2", "1", "not under way"),
+    ((200, 202, "unknown"), "1 1 2", "", "not in flight"),
+    ((200, 202, "unknown"), "1 1 2", "2", "not in flight"),
+    ((200, 202, "unknown"), "1 1 1 2", "1", "not in flight"),
     ((200, 202), "1 2 9", "", "nobody sent"),
     ((200, 502), "1", "", "refused with"),
     ((), "", "", "nothing was accepted"),
 ])
-def test_the_sums_are_right(statuses, arrived, under_way, problem):
+def test_the_sums_are_right(statuses, arrived, in_flight, problem):
     def texts(numbers):
         return [f"jana {number}" for number in numbers.split()]
 
     tried = {f"jana {number}": {"key": False, "status": status} for number, status in enumerate(statuses, 1)}
     result = Result("sums", 1)
-    judge(result, tried, {"jana": texts(arrived)}, Counter(texts(under_way)))
+    judge(result, tried, {"jana": texts(arrived)}, Counter(texts(in_flight)))
     assert [problem in found for found in result.problems] == [True] if problem else not result.problems
 
 
@@ -92,7 +92,7 @@ def test_the_sums_are_right(statuses, arrived, under_way, problem):
     ([("a", 9.99), ("b", None)], ["b"]),  # a was written down, or b would not have been called
     ([("a", None), ("b", 9.99)], ["b"]),
 ])
-def test_what_was_under_way_is_the_last_call_of_a_chat(calls, found):
+def test_what_was_in_flight_is_the_last_call_of_a_chat(calls, found):
     other = [Call(2, "x", 1.0), Call(3, "y", None)]
     calls = [other[0], *(Call(1, *call) for call in calls), other[1]]
-    assert [call.text for call in under_way(calls, 10.1)] == [*found, "y"]
+    assert [call.text for call in in_flight(calls, 10.1)] == [*found, "y"]

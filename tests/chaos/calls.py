@@ -1,4 +1,4 @@
-"""Which calls were under way when the bot was interrupted, as Telegram has seen it: only they may be made twice."""
+"""Which calls were in flight when the bot was interrupted, as Telegram has seen it: only they may be made twice."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class Call:
     answered: float | None = None
 
 
-def under_way(calls, interrupted):
+def in_flight(calls, interrupted):
     """Of the calls up to an end of the bot at `interrupted`, in the order in which they came: those that may not have
     been written down. They are the last in their chats, for the bot makes a call after it wrote down the one before."""
     last = {call.chat: call for call in calls}

@@ -65,7 +65,7 @@ def crowd(folder, names, **environment):
 
 
 def queued(bot):
-    """What is in the queue of a bot, which may be at work on it."""
+    """Messages in the queue of a bot, which may be running."""
     entries = []
     for path in (bot.state / "outbox" / "queue").glob("*.json"):
         with contextlib.suppress(FileNotFoundError):
@@ -89,7 +89,7 @@ def check_log(result, bot):
 def run(result, folder, rounds):
     chance = random.Random(result.seed)
     with crowd(folder, users()) as (telegram, bot, chats), through_line(bot) as line:
-        # Answers that take a while, so that calls are under way when the bot is killed.
+        # Answers that take a while, so that calls are in flight when the bot is killed.
         telegram.control("faults", action="delay_answer", method="sendMessage", share=0.5, seed=result.seed,
                          seconds=0.03)
         bot.start()

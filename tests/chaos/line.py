@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from urllib.parse import urlsplit
 
-from chaos.calls import Call, under_way
+from chaos.calls import Call, in_flight
 from chaos.telegram import fields_of, message_of
 from live import until
 
@@ -53,7 +53,7 @@ class Relay(http.server.BaseHTTPRequestHandler):
         return self.server.line.called(chat, text.split("\n")[-1])
 
     def _pass_on(self):
-        """Whether there was an answer, and all of it has been passed on."""
+        """True when there was an answer and all of it has been passed on."""
         self.close_connection = True
         response = http.client.HTTPResponse(self.far, method="POST")
         try:
@@ -125,7 +125,7 @@ class Line:
         self._lock = threading.Lock()
         self._server = None
         self.calls = []
-        self._under_way = []
+        self._in_flight = []
         self.port = 0
         self.mend()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -151,18 +151,18 @@ class Line:
 
     def interrupted(self, moment, queued):
         """The bot, which is gone now, was killed at this moment (time.monotonic), with these texts in its queue: note
-        which of them were under way."""
+        which of them were in flight."""
         # Connections are served in the order in which they were made: after this one there is none of the bot's.
         with socket.create_connection(("127.0.0.1", self.port)) as last:
             last.shutdown(socket.SHUT_WR)
             last.recv(1)
         until(self._server.is_quiet, 10, "the connections of a bot that is gone have ended")
         with self._lock:
-            self._under_way += [call for call in under_way(self.calls, moment) if call.text in queued]
+            self._in_flight += [call for call in in_flight(self.calls, moment) if call.text in queued]
             self.calls.clear()
 
     def may_be_copied(self):
-        """How often each text was under way when the bot was interrupted, or stayed without an answer."""
+        """How often each text was in flight when the bot was interrupted, or stayed without an answer."""
         with self._lock:
-            calls = self._under_way + [call for call in self.calls if call.answered is None]
+            calls = self._in_flight + [call for call in self.calls if call.answered is None]
         return Counter(call.text for call in calls)

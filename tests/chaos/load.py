@@ -114,19 +114,19 @@ def main(path, ledger_path, seed, *users):
     os.close(ledger)
 
 
-def judge(result, tried, delivered, under_way):
-    """Hold what was accepted against what arrived: `{user: [text, …]}` in the order in which it arrived. `under_way` is
+def judge(result, tried, delivered, in_flight):
+    """Hold what was accepted against what arrived: `{user: [text, …]}` in the order in which it arrived. `in_flight` is
     how often each text was on its way when the bot or the line was interrupted: so many copies it may have."""
     accepted = {text for text, entry in tried.items() if entry["status"] in (200, 202)}
     arrived = Counter(text for texts in delivered.values() for text in texts)
     lost = accepted - arrived.keys()
     result.count(tried=len(tried), accepted=len(accepted), delivered=len(arrived), lost=len(lost),
-                 duplicates=arrived.total() - len(arrived), under_way=under_way.total())
+                 duplicates=arrived.total() - len(arrived), in_flight=in_flight.total())
     result.expect(not lost, f"accepted and lost: {sorted(lost)[:5]}")
     result.expect(accepted, "nothing was accepted")
     result.expect(arrived.keys() <= tried.keys(), f"nobody sent {sorted(arrived.keys() - tried.keys())[:5]}")
-    needless = arrived - under_way - Counter(dict.fromkeys(arrived, 1))
-    result.expect(not needless, f"copies of what was not under way: {sorted(needless.items())[:5]}")
+    needless = arrived - in_flight - Counter(dict.fromkeys(arrived, 1))
+    result.expect(not needless, f"copies of what was not in flight: {sorted(needless.items())[:5]}")
     refused = {entry["status"] for entry in tried.values()} - {200, 202, "unknown", None}
     result.expect(not refused, f"refused with {refused}")
     for user, texts in delivered.items():
@@ -134,7 +134,7 @@ def judge(result, tried, delivered, under_way):
 
 
 def judge_order(result, user, texts):
-    """A copy may only follow its original at once, for it was under way when the bot was interrupted."""
+    """A copy may only follow its original at once, for it was in flight when the bot was interrupted."""
     numbers = [int(text.rpartition(" ")[2]) for text in texts]
     overtaken = sum(later < earlier for earlier, later in zip(numbers, numbers[1:], strict=False))
     result.count(overtaken=overtaken)

@@ -24,7 +24,7 @@ def run(result, folder, rounds):
     faults = Faults(folder, folder / "nowhere")
     with (contextlib.closing(faults), crowd(folder, names, **faults.environment) as (telegram, bot, chats),
           through_line(bot) as line):
-        parked_chats = list(chats.values())[:2]
+        delayed_chats = list(chats.values())[:2]
         bot.start()
         senders = Senders(bot, result.seed, names, processes=2)
         try:
@@ -32,11 +32,11 @@ def run(result, folder, rounds):
             for _ in range(rounds):
                 away(result, bot, line, seconds)
                 failing(result, telegram, chance, seconds)
-                parked(result, telegram, bot, parked_chats, seconds)
+                delayed(result, telegram, bot, delayed_chats, seconds)
         finally:
             senders.stop()
         unknown = bot.get("/health").json()["unknown"]
-        an_hour_later(result, telegram, bot, faults, parked_chats)
+        an_hour_later(result, telegram, bot, faults, delayed_chats)
         judge(result, senders.tried(), delivered(telegram, chats), line.may_be_copied())
         judge_end(result, bot, unknown)
 
@@ -90,7 +90,7 @@ def failing(result, telegram, chance, seconds):
     result.figures["faults"] = sum(telegram.stats()["faults"].values())
 
 
-def parked(result, telegram, bot, chats, seconds):
+def delayed(result, telegram, bot, chats, seconds):
     """Two chats are refused for almost an hour: they get nothing more, and the others all they are sent."""
     for chat in chats:
         telegram.control("faults", action="error", method="sendMessage", chat_id=chat, times=1, status=429,

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 
-from chaos.calls import Call, under_way
+from chaos.calls import Call, in_flight
 from chaos.load import judge, read_ledger
 from host import Host
 from machine import PROJECT, until
@@ -107,7 +107,7 @@ def ledger_size(host):
 
 
 def calls(host):
-    """What Telegram has taken in each time between two cuts."""
+    """Messages that Telegram took, by the time between two cuts."""
     boots = []
     for line in host.path(f"{FOLDER}/delivered").read_text().splitlines():
         entry = json.loads(line)
@@ -136,9 +136,9 @@ def queued(host):
 
 
 def at_the_cuts(result, boots, queues, cuts):
-    """How often each text was under way when the power was cut."""
+    """How often each text was in flight when the power was cut."""
     if not result.expect(len(boots) == len(queues) == len(cuts) + 1, f"Telegram was started {len(boots)} times"):
         return Counter()
     # The clock is the kernel's, which the machine shares with us.
     return Counter(call.text for boot, left, cut in zip(boots, queues[1:], cuts, strict=False)
-                   for call in under_way(boot, cut) if call.text in left)
+                   for call in in_flight(boot, cut) if call.text in left)

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 
-ANSWER_SECONDS = 0.1  # so that calls are under way when the power is cut
+ANSWER_SECONDS = 0.1  # so that calls are in flight when the power is cut
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
