@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs or uninstalls, for the Makefile: install.sh install|uninstall, with PREFIX and DESTDIR in the environment.
-# What is there already and the same is not touched; what runs is told only of what changed.
+# Identical files are left alone; only units that changed are restarted.
 set -eu
 umask 022
 PATH=$PATH:/usr/sbin:/sbin
@@ -16,7 +16,7 @@ config=$DESTDIR/etc/notify-bot
 guide=$DESTDIR/data/docs/notifications.md
 commands="notify-runner notify-scripts"
 for_everybody="notify-runner.timer notify-runner-folders.service"
-# As notify-add-analyst leaves it: one file for each analyst, with the uid and whose doing linger is, ours or theirs.
+# From notify-add-analyst: one file for each analyst, with the uid and the owner of linger, ours or theirs.
 analysts=/var/lib/notify-bot/analysts
 
 work=$(mktemp -d)
@@ -30,7 +30,7 @@ on_this_machine() {
     [ -z "$DESTDIR" ] && [ -d /run/systemd/system ] && [ "$(id -u)" -eq 0 ]
 }
 
-rewritten() { # rewritten SOURCE: its text, with PREFIX in the place of the default one
+rewritten() { # rewritten SOURCE: its text, with PREFIX in place of the default
     sed "s,/usr/local/,$PREFIX/,g" "$1"
 }
 
@@ -53,7 +53,7 @@ put_link() { # put_link DESTINATION TARGET
     [ "$(readlink -- "$2" || true)" = "$1" ] || { ln -sfn -- "$1" "$2"; echo "installed $2"; }
 }
 
-put_once() { # put_once MODE SOURCE TARGET: a file that is the administrator's once it is there
+put_once() { # put_once MODE SOURCE TARGET: a file that belongs to the administrator once it exists
     if [ ! -e "$3" ]; then
         put "$@"
         return
@@ -203,7 +203,7 @@ instances() { # the analysts whose socket is enabled
     done
 }
 
-each_analyst() { # each_analyst FUNCTION: it gets user, uid and linger of all whom notify-add-analyst has added
+each_analyst() { # each_analyst FUNCTION: called with user, uid and linger of each added analyst
     for file in "$analysts"/*; do
         [ -f "$file" ] || continue
         user=${file##*/}
@@ -275,7 +275,7 @@ do_uninstall() {
         rm -f -- "$DESTDIR$PREFIX/share/man/man${page##*.}/${page#man/}"
     done
     rm -rf -- "$modules" "$doc"
-    # A privilege, unlike the settings, does not outlive the program, unless somebody made it their own.
+    # A privilege, unlike the settings, goes with the program, unless an administrator edited it.
     sudoers=$DESTDIR/etc/sudoers.d/notify-bot
     if rewritten units/sudoers.d/notify-bot | cmp -s - "$sudoers"; then
         rm -f -- "$sudoers"
