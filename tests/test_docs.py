@@ -1,4 +1,4 @@
-"""What the documents say is so: names, figures, tables and the blocks that can be run here."""
+"""Documents checked against the code: names, figures, tables and the blocks that can be run here."""
 
 import ast
 import inspect

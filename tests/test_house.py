@@ -24,6 +24,7 @@ LAW = {
 PROGRAMS = sorted(CHECKOUT.glob("*.py"))
 PRODUCT = PROGRAMS + sorted(path for place in LAW for path in (CHECKOUT / place).glob("*.py"))
 STAND_IN = sorted((CHECKOUT / "tests/telegram").glob("*.py"))
+HELPERS = sorted(path for folder in ("support", "machine") for path in (CHECKOUT / "tests" / folder).glob("*.py"))
 BENCH = sorted((CHECKOUT / "bench").glob("*.py"))
 EXAMPLES = sorted((CHECKOUT / "examples").glob("*.py"))
 SHELL = ("install.sh", "bin/notify-add-analyst", "tests/prepare.sh", ".ci/run")
@@ -113,7 +114,7 @@ def docstrings(tree):
             yield node.lineno, ast.literal_eval(node.value)
 
 
-@each(PRODUCT + STAND_IN + BENCH)
+@each(PRODUCT + STAND_IN + HELPERS + BENCH)
 def test_docstrings_begin_with_a_noun_or_a_verb(path):
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree)

@@ -104,7 +104,7 @@ def test_sudo_rule_is_legal(host):
 
 
 def test_bot_sees_nothing_but_its_own(host):
-    """What the sandbox of the unit takes away, seen from inside it."""
+    """Restrictions of the unit, seen from inside it."""
     pid = host.show("notify-bot.service", "MainPID")["MainPID"]
 
     def inside(*command):

@@ -77,7 +77,7 @@ def snapshot(machine):
 
 
 def invocations(machine):
-    """Which run of each unit this is."""
+    """The current invocation of each unit."""
     units = ("notify-bot.socket", "notify-bot-web.socket", "notify-bot.service", "notify-scripts@carol.socket",
              "systemd-journald.service")
     return {unit: machine.show(unit, "InvocationID")["InvocationID"] for unit in units}
@@ -101,7 +101,7 @@ def user_unit(machine, user, unit):
 
 
 def state_of(machine, user):
-    """What notify-add-analyst changes of an account."""
+    """State of an account that notify-add-analyst changes."""
     return {"account": machine.run("getent", "passwd", user, check=False).stdout,
             "groups": machine.run("id", "-nG", user, check=False).stdout,
             "home": machine.path(f"/home/{user}").exists(),

@@ -38,7 +38,7 @@ def server(request, host, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def probed(server):
-    """What the program is given, and reaches, when alice sends everything that could be taken for a login."""
+    """Environment and reach of the program while alice sends everything that could be taken for a login."""
     with server.probe(), server.visitor() as alice:
         assert server.log_in(alice, "alice").ok
         answer = alice.ask("POST", "/api/telegram/check?a=b", headers=FORGED_HEADERS | {"Origin": SITE}, auth=BASIC,

@@ -55,5 +55,5 @@ def tables(name):
 
 
 def code_spans(text):
-    """What stands in `backticks`."""
+    """Texts in `backticks`."""
     return [span.strip() for span in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)]

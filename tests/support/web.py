@@ -168,7 +168,7 @@ class Visitor(requests.Session):
         return self.ask("POST", f"/api/telegram/{action}", json=sent, headers={"Origin": SITE})
 
     def log_in(self, subject):
-        """What they see who type `subject` at the OpenID provider that the page leads them to."""
+        """The page that a person gets after typing `subject` at the OpenID provider."""
         form = self.ask("GET", "/telegram")
         assert form.url.startswith(f"{PROVIDER}/oauth2/authorize"), form.url
         return self.post(form.url, data={"sub": subject}, timeout=30)
