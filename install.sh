@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs or uninstalls, for the Makefile: install.sh install|uninstall, with PREFIX and DESTDIR in the environment.
-# What is there already and the same is not touched; what runs is told only of what changed.
+# Identical files are left alone; only units that changed are restarted.
 set -eu
 umask 022
 PATH=$PATH:/usr/sbin:/sbin
@@ -16,7 +16,7 @@ config=$DESTDIR/etc/notify-bot
 guide=$DESTDIR/data/docs/notifications.md
 commands="notify-runner notify-scripts"
 for_everybody="notify-runner.timer notify-runner-folders.service"
-# As notify-add-analyst leaves it: one file for each analyst, with the uid and whose doing linger is, ours or theirs.
+# From notify-add-analyst: one file for each analyst, with the uid and the owner of linger, ours or theirs.
 analysts=/var/lib/notify-bot/analysts
 
 work=$(mktemp -d)
@@ -30,7 +30,7 @@ on_this_machine() {
     [ -z "$DESTDIR" ] && [ -d /run/systemd/system ] && [ "$(id -u)" -eq 0 ]
 }
 
-rewritten() { # rewritten SOURCE: its text, with PREFIX in the place of the default one
+rewritten() { # rewritten SOURCE: its text, with PREFIX in place of the default
     sed "s,/usr/local/,$PREFIX/,g" "$1"
 }
 
@@ -53,7 +53,7 @@ put_link() { # put_link DESTINATION TARGET
     [ "$(readlink -- "$2" || true)" = "$1" ] || { ln -sfn -- "$1" "$2"; echo "installed $2"; }
 }
 
-put_once() { # put_once MODE SOURCE TARGET: a file that is the administrator's once it is there
+put_once() { # put_once MODE SOURCE TARGET: a file that belongs to the administrator once it exists
     if [ ! -e "$3" ]; then
         put "$@"
         return
@@ -65,29 +65,29 @@ changed() { # changed PATTERN
     grep -q -- "$1" "$work/changed"
 }
 
-installed_modules() { # what is installed of the checkout below $modules
+modules_of_this_version() {
     printf '%s\n' VERSION notify_bot.py notify_runner.py notify_scripts.py webapp_telegram.py
     find bot common runner webapp -type f ! -name '*.pyc'
 }
 
-remove_old_files() { # what an earlier version had and this one has not
-    [ -d "$modules" ] || return 0
-    installed_modules >"$work/modules"
-    find "$modules" -type f ! -name '*.pyc' | while read -r file; do
-        name=${file#"$modules"/}
-        if ! grep -qxF -- "$name" "$work/modules"; then
-            stem=${file##*/}
-            rm -f -- "$file" "${file%/*}/__pycache__/${stem%.py}".*.pyc
-            echo "$file" >>"$work/changed"
-            echo "removed $file"
+remove_old_files() { # remove_old_files FOLDER: files below it whose names are not on standard input
+    [ -d "$1" ] || return 0
+    cat >"$work/wanted"
+    find "$1" -type f -printf '%P\n' | while read -r name; do
+        # Bytecode goes with its module.
+        if ! printf '%s\n' "$name" | sed 's,__pycache__/\([^/.]*\)[^/]*\.pyc$,\1.py,' | grep -qxFf "$work/wanted"; then
+            rm -f -- "$1/$name"
+            echo "$1/$name" >>"$work/changed"
+            [ "${name%.pyc}" != "$name" ] || echo "removed $1/$name"
         fi
     done
-    find "$modules" -mindepth 1 -depth -type d -empty -delete
+    find "$1" -mindepth 1 -depth -type d -empty -delete
 }
 
 install_files() {
-    remove_old_files
-    for file in $(installed_modules); do
+    modules_of_this_version | remove_old_files "$modules"
+    printf '%s\n' examples/*.* examples/web/* | remove_old_files "$doc"
+    for file in $(modules_of_this_version); do
         mode=644
         [ "$(head -c 2 "$file" | tr -d '\0')" = '#!' ] && mode=755
         put_bytes "$mode" "$file" "$modules/$file"
@@ -107,10 +107,7 @@ install_files() {
     for page in man/*.[18]; do
         put 644 "$page" "$DESTDIR$PREFIX/share/man/man${page##*.}/${page#man/}"
     done
-    for file in examples/*; do
-        put_bytes 644 "$file" "$doc/$file"
-    done
-    for file in web/*; do
+    for file in examples/*.* examples/web/*; do
         put 644 "$file" "$doc/$file"
     done
     put 644 docs/notifications.md "$guide"
@@ -206,7 +203,7 @@ instances() { # the analysts whose socket is enabled
     done
 }
 
-each_analyst() { # each_analyst FUNCTION: it gets user, uid and linger of all whom notify-add-analyst has added
+each_analyst() { # each_analyst FUNCTION: called with user, uid and linger of each added analyst
     for file in "$analysts"/*; do
         [ -f "$file" ] || continue
         user=${file##*/}
@@ -278,7 +275,7 @@ do_uninstall() {
         rm -f -- "$DESTDIR$PREFIX/share/man/man${page##*.}/${page#man/}"
     done
     rm -rf -- "$modules" "$doc"
-    # A privilege, unlike the settings, does not outlive the program, unless somebody made it their own.
+    # A privilege, unlike the settings, goes with the program, unless an administrator edited it.
     sudoers=$DESTDIR/etc/sudoers.d/notify-bot
     if rewritten units/sudoers.d/notify-bot | cmp -s - "$sudoers"; then
         rm -f -- "$sudoers"

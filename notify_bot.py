@@ -1,17 +1,22 @@
 #!/usr/bin/python3 -EsS
 """The notification service: takes messages on a unix socket, delivers them to Telegram, answers in the chats.
 
-usage: notify-bot [--verbose] [--help] [--version]
-       notify-bot queue | notify-bot retry ID|--all | notify-bot drop ID
-       notify-bot links [USER] | notify-bot link USER CODE | notify-bot unlink USER
+usage: notify-bot [--verbose]
+       notify-bot queue
+       notify-bot retry ID|--all
+       notify-bot drop ID
+       notify-bot links [USER]
+       notify-bot link USER CODE
+       notify-bot unlink USER
+       notify-bot --help | --version
 
-queue lists what waits and what failed; retry sends again what failed; drop removes a message. links lists who is linked
-to which chat; link links an account by the code of its chat; unlink takes a link away. Without a command it is the
-service itself.
+Without a command: the service itself; --verbose logs every request. notify-bot.service starts it. Started by hand it
+makes its own sockets, the one for the link page only with NOTIFY_WEB_SOCKET set.
 
-Started by notify-bot.service; by hand it makes its sockets itself, that for the link page only where
-NOTIFY_WEB_SOCKET is set. --verbose logs every request.
-The rest is its environment: TELEGRAM_BOT_TOKEN or the credential telegram-bot-token, TELEGRAM_API_URL,
+queue lists waiting and failed messages; retry sends failed messages again; drop removes a message. links lists the
+linked chats by user; link links an account with the code of a chat; unlink removes a link.
+
+Settings, from the environment: TELEGRAM_BOT_TOKEN or the credential telegram-bot-token, TELEGRAM_API_URL,
 NOTIFY_DATA_DIR, NOTIFY_STATE_DIR, NOTIFY_BOT_SOCKET, NOTIFY_WEB_SOCKET, NOTIFY_SCRIPTS_DIR, NOTIFY_WS_SOCKET,
 NOTIFY_SITE_NAME, NOTIFY_SITE_URL, NOTIFY_MAX_AGE, NOTIFY_KEEP_SENT, NOTIFY_KEEP_FAILED.
 See notify-bot(8).

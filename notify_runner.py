@@ -31,7 +31,7 @@ log = logging.getLogger("runner")
 
 LOCK_SECONDS = 600
 DAY = 86400
-USAGE = "usage: notify-runner [--dry-run] [NAME ...]"
+USAGE = "usage: notify-runner [--dry-run] [NAME ...]\n       notify-runner --help | --version"
 HELP = f"""{USAGE}
 
 Run your notification scripts and send what they find. Without a NAME: all scripts of

@@ -1,12 +1,11 @@
 #!/usr/bin/python3 -IS
 """List and run the scripts of one account, as that account: `notify-scripts list|run|sync-status|serve`.
 
-This file is the privilege boundary between the bot and an analyst, so it stands alone: it imports nothing of the
-project and nothing from the environment. It gains no privilege and needs none: sudo or systemd
-(notify-scripts@USER.service) starts it as the owner of the scripts. Its rules:
+This file is the privilege boundary, so it imports nothing of the project and nothing from the environment. It gains no
+privilege and needs none: sudo or systemd (notify-scripts@USER.service) starts it as the owner of the scripts.
 
 - It does not work as root, nor for an account outside the analysts' group.
-- The home is the one in the account database; $HOME is the caller's word.
+- The home is the one in the account database; $HOME is whatever a caller says.
 - A script is an entry of ~/user/notifications, never a path, and a file that only its owner can change.
 - A script's process group ends with the script, after a time, or when it prints too much.
 - On the socket only the bot's account and the owner are answered; the bytes of a picture follow the answer.
@@ -34,6 +33,11 @@ from collections import namedtuple
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+USAGE = """notify-scripts list
+       notify-scripts run NAME
+       notify-scripts sync-status
+       notify-scripts serve [--idle SECONDS] [--bot-user ACCOUNT]
+       notify-scripts --help | --version"""
 ANALYST_GROUP = "dataread"
 RUN_SECONDS = 60
 MAX_OUTPUT = 1 << 20
@@ -50,16 +54,18 @@ SYSTEMCTL_SECONDS = 5
 OVERDUE_SECONDS = 1800  # more than a run may wait for the runner's lock and take
 _CHUNK = 64 << 10
 _KILL_SECONDS = 5
-# Meant for this process: a script gets the account's environment and nothing of the service's.
+# What is meant for this process: a script gets the account's environment and nothing of the service's.
 _PRIVATE = ("NOTIFY_", "LISTEN_", "SUDO_", "WATCHDOG_", "CREDENTIALS_DIRECTORY", "TELEGRAM_BOT_TOKEN")
 _SHARED_TIMER = "notify-runner.timer"
 
 Account = namedtuple("Account", "uid name home scripts state")
-Account.__doc__ = """The owner of scripts: `home`, the folder of scripts and the folder of their state, as Path."""
+Account.__doc__ = """Whose scripts: `home`, the folder of scripts and the folder of their state, as Path."""
 Script = namedtuple("Script", "name stem path refused")
 Script.__doc__ = """An entry of the folder; `refused` is None, or why it is not run."""
 Run = namedtuple("Run", "stdout stderr error seconds")
-Run.__doc__ = """The result of a run: stdout as bytes, the end of stderr as text, `error` None or a predicate."""
+Run.__doc__ = """Outcome of a run: stdout as bytes, the end of stderr as text, `error` None or a predicate."""
+
+
 Timer = namedtuple("Timer", "next_run schedule last_trigger")
 Timer.__doc__ = """A timer of the user manager: unix seconds or None; the schedule as its unit has it."""
 NO_TIMER = Timer(None, None, None)
@@ -184,7 +190,7 @@ def _others_can_write(account: Account, path: str, status: os.stat_result) -> st
 
 
 def _has_acl(path: str) -> bool:
-    """True where the bits of the group are the mask of an access control list, so for other accounts too (acl(5))."""
+    """True where the group's bits are the mask of an access control list, which may name other accounts (acl(5))."""
     try:
         return bool(os.getxattr(path, "system.posix_acl_access"))
     except OSError as error:
@@ -203,14 +209,14 @@ def _private_group(account: Account, gid: int) -> bool:
 
 
 class _Output:
-    """The output of a script: all of stdout up to the limit and one read more, the end of stderr."""
+    """Output of a script: all of stdout up to the limit and one read more, the end of stderr."""
 
     def __init__(self):
         self.stdout = bytearray()
         self.stderr = bytearray()
 
     def read(self, stream, kept: bytearray) -> int:
-        """One read; 0 at the end of the stream. Raises BlockingIOError where nothing is there yet."""
+        """Take what is there, one read; 0 when nothing is and nothing will come. Raises BlockingIOError."""
         data = os.read(stream.fileno(), _CHUNK)
         kept += data
         if kept is self.stderr:
@@ -229,7 +235,7 @@ def run_script(account: Account, script: Script, timeout: float = RUN_SECONDS, s
     """Run a script to its end, at most `timeout` seconds, and end its process group with it.
 
     `stop` is a descriptor that ends the run when it becomes readable (eventfd(2)). The run is recorded in the
-    account's state unless `record` is false. A script that fails is no exception: its error is in the answer.
+    account's state unless `record` is false. What goes wrong with the script is in the answer, not raised.
     """
     started, begin = time.time(), time.monotonic()
     output = _Output()
@@ -267,7 +273,7 @@ def _environment(account: Account) -> dict:
 
 
 def _attend(process, pidfd: int, output: _Output, deadline: float, stop: int | None) -> str | None:
-    """Read until the script has ended, even if others still hold its pipes; the reason if it must be ended."""
+    """Read until the script has ended, whoever else holds its pipes; or say why it must be ended."""
     streams = {process.stdout: output.stdout, process.stderr: output.stderr}
     with selectors.DefaultSelector() as selector:
         for stream in streams:
@@ -295,7 +301,7 @@ def _attend(process, pidfd: int, output: _Output, deadline: float, stop: int | N
 
 
 def _drain(streams: dict, output: _Output) -> None:
-    """Take the rest from the pipes. A child may go on writing: the largest size of a pipe (pipe(7)) bounds it."""
+    """Take what the pipes hold. A child may go on writing: the largest size of a pipe (pipe(7)) bounds it."""
     for stream, kept in streams.items():
         with suppress(BlockingIOError):
             for _ in range(MAX_OUTPUT // _CHUNK + 1):
@@ -377,7 +383,7 @@ def _unit_escape(stem: str) -> str:
 
 
 def listing(account: Account) -> list[dict]:
-    """The output of `list`: an object a script, times in unix seconds, null if unknown."""
+    """The answer to `list`: an object a script, times in unix seconds, null for what is not known."""
     scripts = list_scripts(account)
     units = {script.stem: own_timer(account, script.stem) or _SHARED_TIMER for script in scripts}
     known = _timers(account, sorted(set(units.values()))) if scripts else {}
@@ -398,7 +404,7 @@ def _listed(account: Account, script: Script, timer: Timer | None) -> dict:
 
 
 def _is_overdue(script: Script, timer: Timer, last_run: int | None) -> bool:
-    """True for a script whose timer should have run it. Its time counts from the last change of its file."""
+    """True where a script with a timer has missed its time, counted from the last change of its file."""
     try:
         since = max(last_run or 0, os.stat(script.path).st_ctime)
     except OSError:
@@ -426,8 +432,7 @@ def unix_time(value) -> int | None:
 
 
 def _timers(account: Account, units: list[str]) -> dict[str, Timer] | None:
-    """The timers as the user manager knows them, by unit: none where the account has no user manager. None where
-    its manager does not answer."""
+    """Timers of the user manager, by unit: none without a user manager; None where it does not answer."""
     runtime = f"/run/user/{account.uid}"
     if not os.path.exists(f"{runtime}/systemd/private"):
         return dict.fromkeys(units, NO_TIMER)
@@ -480,7 +485,7 @@ def _timespan(text: str) -> float:
 
 
 def sync_status(account: Account) -> dict:
-    """The age of ~/server/ by its mtime: seconds, and the same for a person."""
+    """Age of ~/server/ by its mtime: seconds, and the same for a person."""
     try:
         elapsed = max(0, int(time.time() - os.stat(account.home / "server/").st_mtime))
     except OSError:
@@ -701,10 +706,10 @@ def _options(arguments: list[str]):
             self.print_usage(sys.stderr)
             self.exit(os.EX_USAGE, f"notify-scripts: {message}\n")
 
-    parser = Parser(prog="notify-scripts", description="List and run notification scripts, as their owner.")
+    parser = Parser(prog="notify-scripts", usage=USAGE, description="List and run scripts as their owner.")
     version = Path(os.path.realpath(__file__)).with_name("VERSION").read_text().strip()
     parser.add_argument("--version", action="version", version=f"notify-scripts {version}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="list|run|sync-status|serve")
+    commands = parser.add_subparsers(dest="command", required=True, prog="notify-scripts")
     commands.add_parser("list", help="the scripts and what is known of them, as a JSON array")
     run = commands.add_parser("run", help="run one script and print its output")
     run.add_argument("name", help="a name from the list, with or without .py")

@@ -20,9 +20,8 @@ from processes import Place
 from rows import ROWS
 
 Plan = namedtuple("Plan", "rounds count paced messages seconds rest_seconds")
-Plan.__doc__ = """How much is measured: `rounds`, requests in one measurement (`count`; `paced` where Telegram's pace
-is kept), `messages` for memory, `seconds` of requests for a rate, and how long a service is left alone before it is
-called at rest."""
+Plan.__doc__ = """Size of the measurements: `rounds`; requests in one of them (`count`; `paced` at Telegram's pace);
+`messages` for memory; `seconds` of requests for a rate; `rest_seconds` without work before a service is at rest."""
 FULL = Plan(5, 2000, 300, 10_000, 2.0, 2.0)
 QUICK = Plan(1, 200, 40, 400, 0.3, 0.2)
 

@@ -11,10 +11,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 
 import notify_bot  # noqa: E402
-from bot import (
-    pacing,  # noqa: E402
-    send_api,  # noqa: E402
-)
+from bot import pacing, send_api  # noqa: E402
 
 if sys.argv[2] == "unpaced":
     pacing.CHAT_PACE = (0.0, 1)

@@ -13,7 +13,7 @@ from collections import Counter, namedtuple
 PATIENCE_SECONDS = 60
 
 Load = namedtuple("Load", "seconds latencies statuses")
-Load.__doc__ = """What became of it: `seconds` in all, `latencies` in seconds, how often each of the `statuses` came."""
+Load.__doc__ = """Outcome of a load: `seconds` in all, `latencies` in seconds, how often each of the `statuses` came."""
 
 
 class _Client:

@@ -222,7 +222,7 @@ class Service:
         return 503 if problem else 200, report
 
     def gauges(self) -> dict[str, tuple[str, float | None]]:
-        """How things are now, for GET /metrics."""
+        """Present state, for GET /metrics."""
         return {
             "up": ("Whether messages are accepted and Telegram takes them.", int(self.health()[0] == 200)),
             "linked_users": ("Users with a linked chat.", self._linked()),

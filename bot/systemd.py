@@ -1,4 +1,4 @@
-"""What systemd hands the service: sockets, credentials, readiness, the watchdog.
+"""Interface to systemd: sockets, credentials, readiness, the watchdog.
 
 Sources: sd_listen_fds(3), sd_notify(3), systemd.exec(5) on credentials.
 """

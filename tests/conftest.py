@@ -1,4 +1,4 @@
-"""What all tests share: nothing may be left behind, and the machine, which takes root."""
+"""Fixtures of all tests: nothing may be left behind; the booted machine, which needs root."""
 
 import ctypes
 import gc
@@ -36,7 +36,7 @@ def debian_packages():
 
 
 def lacks(item, packages):
-    """What keeps a test from running here: "root", or the commands that are missing, as their Debian packages."""
+    """Reason why a test cannot run here: "root", or the commands that are missing, as their Debian packages."""
     if os.geteuid() and ({"bare_machine", "host"} & set(item.fixturenames) or item.get_closest_marker("root")):
         return "root"
     needed = {command: packages[command] for marker in item.iter_markers("needs") for command in marker.args}

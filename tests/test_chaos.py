@@ -92,7 +92,7 @@ def test_the_sums_are_right(statuses, arrived, in_flight, problem):
     ([("a", 9.99), ("b", None)], ["b"]),  # a was written down, or b would not have been called
     ([("a", None), ("b", 9.99)], ["b"]),
 ])
-def test_what_was_under_way_is_the_last_call_of_a_chat(calls, found):
+def test_what_was_in_flight_is_the_last_call_of_a_chat(calls, found):
     other = [Call(2, "x", 1.0), Call(3, "y", None)]
     calls = [other[0], *(Call(1, *call) for call in calls), other[1]]
     assert [call.text for call in in_flight(calls, 10.1)] == [*found, "y"]

@@ -1,6 +1,7 @@
-"""What the documents say is so: names, figures, tables and the blocks that can be run here."""
+"""Documents checked against the code: names, figures, tables and the blocks that can be run here."""
 
 import ast
+import inspect
 import json
 import re
 import shutil
@@ -10,17 +11,23 @@ import sys
 import pytest
 
 import notify_scripts
-from bot import chat, http_server, outbox, pacing, polling
+from bot import chat, http_server, outbox, pacing, polling, systemd
 from common import links, log, script_output, settings
 from documents import CHECKOUT, NAMES, blocks, code_spans, commands, prose, tables, text_of
 from live import ME, Bot, Telegram, until
 
-SOURCES = {path.name: path.read_text() for folder in (".", "bot", "common", "runner", "webapp")
+FOLDERS = ("", "bot/", "runner/", "webapp/", "common/")
+SOURCES = {f"{folder}{path.name}": path.read_text() for folder in FOLDERS
            for path in sorted((CHECKOUT / folder).glob("*.py"))}
 ALL_SOURCES = "\n".join(SOURCES.values())
 ADMIN, GUIDE, ARCHITECTURE = "docs/telegram_bot.md", "docs/notifications.md", "docs/ARCHITECTURE.md"
+PAGE = "docs/link_page.md"
 SCRIPTS_UNIT = text_of("units/system/notify-scripts@.service")
 CHAT_ID = 4242
+# Folders of an installed service, with those of its outbox.
+RUN_TIME_FOLDERS = {"outbox/", "outbox/sent/", "outbox/failed/", "outbox/corrupt/", "outbox/queue/", "queue/", "sent/",
+                    "failed/", "corrupt/"}
+READ = r'environment(?:\.get\(|\.pop\(|, )"((?:NOTIFY|TELEGRAM)_[A-Z_]+)"'
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -44,16 +51,14 @@ def test_settings_named_are_read_and_modules_named_are_there(name):
     text = text_of(name)
     for setting in re.findall(r"\b(?:NOTIFY|TELEGRAM)_[A-Z_]+\b", text):
         assert f'"{setting}"' in ALL_SOURCES, setting
-    for module in re.findall(r"`(\w+\.(?:py|html))`", text):
-        places = [CHECKOUT / folder / module for folder in ("src", "examples", ".")]
-        assert any(place.exists() for place in places), module
+    for path in re.findall(r"`([\w/-]+(?:\.(?:py|html|toml)|/))`", text):
+        places = [CHECKOUT / folder / path for folder in ("", "examples")]
+        assert path.startswith("/") or path in RUN_TIME_FOLDERS or any(place.exists() for place in places), path
 
 
 def test_the_administrator_is_told_every_setting():
-    read = r'environment(?:\.get\(|\.pop\(|, )"((?:NOTIFY|TELEGRAM)_[A-Z_]+)"'
-    settings = set(re.findall(read, SOURCES["settings.py"] + SOURCES["systemd.py"]))
     rows = {code_spans(row[0])[0]: row[1] for row in tables(ADMIN) if row[0].startswith(("`NOTIFY", "`TELEGRAM"))}
-    assert set(rows) == settings
+    assert set(rows) == set(re.findall(READ, inspect.getsource(settings.bot_settings) + inspect.getsource(systemd)))
     defaults = settings.bot_settings({})
     assert rows["TELEGRAM_API_URL"] == f"`{defaults.api_url}`"
     for setting, value in (("NOTIFY_DATA_DIR", defaults.data_dir), ("NOTIFY_SCRIPTS_DIR", defaults.scripts_dir),
@@ -61,6 +66,11 @@ def test_the_administrator_is_told_every_setting():
                            ("NOTIFY_STATE_DIR", defaults.state_dir), ("NOTIFY_KEEP_SENT", defaults.keep_sent),
                            ("NOTIFY_KEEP_FAILED", defaults.keep_failed), ("NOTIFY_MAX_AGE", defaults.max_age)):
         assert rows[setting] == f"`{value}`"
+
+
+def test_the_administrator_is_told_every_setting_of_the_page():
+    rows = {code_spans(row[0])[0] for row in tables(PAGE) if row[0].startswith("`NOTIFY")}
+    assert rows == set(re.findall(READ, inspect.getsource(settings.page_settings)))
 
 
 def test_the_analyst_is_told_every_command_and_field():
@@ -124,24 +134,15 @@ def test_figures_are_those_of_the_code(name, phrase, value):
     assert phrase.format(value).lower() in words
 
 
-def _imports(source):
-    tree = ast.parse(source)
-    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    return sorted(names & {name.removesuffix(".py") for name in SOURCES})
-
-
-def test_the_table_of_modules_is_the_code():
-    table = {code_spans(row[0])[0]: row[2] for row in tables(ARCHITECTURE) if len(row) == 3 and ".py`" in row[0]}
-    assert set(table) == set(SOURCES)
-    for name, imports in table.items():
-        shown = [] if imports == "none, ever" else [part.strip() for part in imports.split(",") if part.strip()]
-        assert shown == _imports(SOURCES[name]), name
+def test_the_table_of_modules_is_the_tree():
+    rows = [code_spans(row[0])[0] for row in tables(ARCHITECTURE) if len(row) == 2 and ".py`" in row[0]]
+    assert sorted(rows) == sorted(name for name in SOURCES if not name.endswith("__init__.py"))
 
 
 def test_bounds_are_set_where_the_table_says():
     section = text_of("docs/telegram_bot.md").partition("## Bounds")[2].partition("\n## ")[0]
     rows = [line.rstrip("|").rpartition("|")[2] for line in section.splitlines() if line.startswith("| ")][2:]
+    modules = {name.rpartition("/")[2].removesuffix(".py"): source for name, source in SOURCES.items()}
     named = 0
     for row in rows:
         module = ""
@@ -149,7 +150,7 @@ def test_bounds_are_set_where_the_table_says():
             module, _, constant = name.rpartition(".") if "." in name else (module, "", name)
             if constant.startswith("NOTIFY_"):
                 continue
-            assert re.search(rf"^(\w+, )*{constant}(, \w+)* = ", SOURCES[f"{module}.py"], re.M), name
+            assert re.search(rf"^(\w+, )*{constant}(, \w+)* = ", modules[module], re.M), name
             named += 1
     assert named >= 40
 

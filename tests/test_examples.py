@@ -27,7 +27,7 @@ class Analyst:
         self.scripts.mkdir(parents=True)
 
     def run(self, example, **values) -> script_output.Notification:
-        """What an example says, with the values at its top replaced."""
+        """Output of an example, with the values at its top replaced."""
         source = (EXAMPLES / f"{example}.py").read_text()
         for name, value in values.items():
             source, count = re.subn(rf"^{name} = .*$", lambda _, n=name, v=value: f"{n} = {v}", source, flags=re.M)

@@ -4,9 +4,9 @@ import configparser
 import re
 
 import pytest
-from common.service import Settings
 
-from bot import http_server, pacing, page_api, polling, scripts
+from bot import http_server, pacing, page_api, polling, runs
+from common.settings import bot_settings
 from machine import CHECKOUT
 
 UNITS = sorted(path for folder in ("system", "user") for path in (CHECKOUT / "units" / folder).iterdir())
@@ -46,7 +46,7 @@ def test_bot_reads_its_settings_where_the_design_says():
     assert re.findall(r"^EnvironmentFile=(.*)$", text, re.MULTILINE) == [
         "-/opt/data-analyst/.env", "-/etc/notify-bot/notify-bot.env"]
     # The sockets are where the service, started by hand, would make them, and where clients look.
-    defaults = Settings({})
+    defaults = bot_settings({})
     for unit, path in (("notify-bot.socket", defaults.bot_socket), ("notify-bot-web.socket", defaults.web_socket)):
         assert Unit(CHECKOUT / "units/system" / unit)["Socket"]["ListenStream"] == str(path)
 
@@ -62,7 +62,7 @@ def test_an_administrator_may_restart_right_after_the_sockets_gave_up():
 
 def test_all_threads_fit_into_the_limit_of_tasks():
     most = (http_server.Server.max_connections + page_api.WebServer.max_connections + polling.MAX_HANDLERS
-            + scripts.MAX_RUNS + pacing.MAX_IN_FLIGHT + 10)
+            + runs.MAX_PAGE_RUNS + pacing.MAX_UNDER_WAY + 10)
     assert most <= int(Unit(CHECKOUT / "units/system/notify-bot.service")["Service"]["TasksMax"])
 
 
@@ -104,7 +104,7 @@ def test_sudo_rule_is_legal(host):
 
 
 def test_bot_sees_nothing_but_its_own(host):
-    """What the sandbox of the unit takes away, seen from inside it."""
+    """Restrictions of the unit, seen from inside it."""
     pid = host.show("notify-bot.service", "MainPID")["MainPID"]
 
     def inside(*command):

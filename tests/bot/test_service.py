@@ -110,7 +110,7 @@ def test_help_and_version():
     def run(program, option):
         return subprocess.run([PYTHON, "-EsS", CHECKOUT / program, option], capture_output=True, text=True, timeout=20)
 
-    for program in ("notify_bot.py", "notify_runner.py", "notify_scripts.py", "notify_sandbox.py"):
+    for program in ("notify_bot.py", "notify_runner.py", "notify_scripts.py", "tests/telegram"):
         for option in ("--help", "--version"):
             done = run(program, option)
             assert done.returncode == 0 and done.stdout and not done.stderr, (program, option)

@@ -1,11 +1,11 @@
-"""Campaigns: what is accepted is delivered, whatever happens meanwhile. Each has a seed and counts what it saw.
+"""Campaigns: accepted messages are delivered, through faults of every kind. Each has a seed and counts its actions.
 
-`python -m chaos` (with `tests` on the path) runs them; docs/RELIABILITY.md says what each does and what came of it.
+`python -m chaos` (with `tests` on the path) runs them; docs/RELIABILITY.md describes them and has their results.
 """
 
 
 class Result:
-    """What a campaign saw: `figures`, by name, and `problems`, of which there must be none."""
+    """Outcome of a campaign: `figures`, by name, and `problems`, of which there must be none."""
 
     def __init__(self, name, seed):
         self.name, self.seed = name, seed
@@ -22,7 +22,7 @@ class Result:
         return condition
 
     def line(self):
-        """For people: one line."""
+        """One line for people."""
         figures = ", ".join(f"{value:g} {name}" if isinstance(value, float) else f"{value} {name}"
                             for name, value in self.figures.items())
         verdict = "passed" if not self.problems else "FAILED: " + "; ".join(self.problems)[:2000]

@@ -1,4 +1,4 @@
-"""python -m chaos [NAME …] [--long] [--rounds N] [--seed N]: run campaigns, and say in a table what came of them.
+"""python -m chaos [NAME …] [--long] [--rounds N] [--seed N]: run campaigns, and print their results as a table.
 
 A line of JSON for each goes to standard output, the table to standard error; the status is 1 where one failed.
 """
@@ -19,7 +19,7 @@ NAMES = ("kill", "power", "outage", "disk", "clock", "hostile", "crowd")
 
 
 def campaign(name, seed, rounds=None, long=False):
-    """Run one campaign: its Result. `rounds` is how much of it; without, what is right for a short or a long one."""
+    """Run one campaign: its Result. `rounds` is its size; by default that of a short or a long one."""
     module = importlib.import_module(f"chaos.{name}")
     result = Result(name, seed)
     rounds = rounds or (module.LONG_ROUNDS if long else module.SHORT_ROUNDS)

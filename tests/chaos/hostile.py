@@ -136,7 +136,7 @@ def linked(bot, **others):
 
 
 def all_is_well(result, telegram, bot):
-    """Whom nothing has gone wrong with does not wait for those who have much to catch up on; then these have it."""
+    """Users without trouble do not wait for those with a backlog, who get theirs in the end."""
     linked(bot, **{ME: 7001})
     bot.start()
     # The stand-in may still hold a poll of the bot that was stopped, which would take what is for this one.
@@ -152,7 +152,7 @@ def all_is_well(result, telegram, bot):
 
 
 def overdue(bot):
-    """What waits in the queue, but for the chats that were told to rest for long."""
+    """Waiting messages, without those of chats with a long delay."""
     entries = queued(bot)
     resting = {entry["chat_id"] for entry in entries if entry.get("retry_after", 0) > 30}
     return [entry for entry in entries if entry["chat_id"] not in resting]
@@ -206,7 +206,7 @@ def on_spoilt_files(result, folder, telegram, contents):
 
 
 def scripts(result, rounds):
-    """What a script prints is legal, or its field and the reason are named."""
+    """Output of a script is legal, or the error names its field and the reason."""
     document = {"notify": True, "title": "t", "message": "m", "image_path": "/a.png", "cooldown": "1h", "data": {}}
     for batch in batches(result.seed, rounds, "files", document):
         for output in batch:

@@ -1,4 +1,4 @@
-"""What nobody should send, drawn by hypothesis: values, documents, bytes. The same ones come of the same seed."""
+"""Hostile input, drawn by hypothesis: values, documents, bytes. A seed gives the same ones."""
 
 import copy
 import json
@@ -79,7 +79,7 @@ def encoded(document):
 
 
 def places(document):
-    """Where in a document a value stands: its container and its key, from the outside in."""
+    """Place of a value in a document: its container and its key, from the outside in."""
     keys = document if isinstance(document, dict) else range(len(document)) if isinstance(document, list) else ()
     for key in keys:
         yield document, key
@@ -117,7 +117,7 @@ def mangled(draw, data):
 
 @st.composite
 def files(draw, document):
-    """What a JSON file may hold."""
+    """Content of a JSON file."""
     content = encoded(draw(spoilt(document)))
     return draw(mangled(content)) if draw(SELDOM) else content
 
@@ -142,7 +142,7 @@ def _body(body):
 
 @st.composite
 def polls(draw, chats):
-    """What getUpdates has as its result: now and then no list; in it some updates, still without an ID."""
+    """Result of getUpdates: now and then no list; in it some updates, still without an ID."""
     return draw(VALUES) if draw(st.integers(0, 19)) == 0 else [
         draw(VALUES) if draw(st.integers(0, 19)) == 0 else draw(_updates(chats))
         for _ in range(draw(st.integers(1, 4)))]

@@ -65,7 +65,7 @@ def crowd(folder, names, **environment):
 
 
 def queued(bot):
-    """What is in the queue of a bot, which may be at work on it."""
+    """Messages in the queue of a bot, which may be running."""
     entries = []
     for path in (bot.state / "outbox" / "queue").glob("*.json"):
         with contextlib.suppress(FileNotFoundError):

@@ -53,7 +53,7 @@ class Relay(http.server.BaseHTTPRequestHandler):
         return self.server.line.called(chat, text.split("\n")[-1])
 
     def _pass_on(self):
-        """Whether there was an answer, and all of it has been passed on."""
+        """True when there was an answer and all of it has been passed on."""
         self.close_connection = True
         response = http.client.HTTPResponse(self.far, method="POST")
         try:

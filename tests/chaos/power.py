@@ -107,7 +107,7 @@ def ledger_size(host):
 
 
 def calls(host):
-    """What Telegram has taken in each time between two cuts."""
+    """Messages that Telegram took, by the time between two cuts."""
     boots = []
     for line in host.path(f"{FOLDER}/delivered").read_text().splitlines():
         entry = json.loads(line)

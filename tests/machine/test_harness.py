@@ -33,7 +33,7 @@ def pytest_command(*arguments):
 
 
 def environment():
-    return os.environ | {"PYTHONPATH": f"{CHECKOUT / 'tests'}:{CHECKOUT / 'src'}"}
+    return os.environ | {"PYTHONPATH": f"{CHECKOUT}:{CHECKOUT / 'tests'}:{CHECKOUT / 'tests/support'}"}
 
 
 def test_leak_fails_the_test(tmp_path):

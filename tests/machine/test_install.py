@@ -8,15 +8,25 @@ import stat
 import subprocess
 
 import pytest
-from common.service import Settings
 
+from common.settings import bot_settings
 from host import BOT_SOCKET
 from live import TOKEN
 from machine import CHECKOUT, PROJECT, until
 
-WEB_SOCKET = str(Settings({}).web_socket)
+WEB_SOCKET = str(bot_settings({}).web_socket)
 LIB = "/usr/local/lib/notify-bot"
 PLACES = ("/usr/local", "/etc", "/data", "/home", "/var/lib/systemd/linger", "/var/lib/notify-bot")
+# Version 0.1.0 as it was installed: modules side by side, the page's files among them.
+OLD_MODULES = (
+    "accounts addressee bounded_json chat clock contract delivery entries failures gateway handover history http1 "
+    "invites jsonstore lanes links links_command linksapi markdown metrics multipart notification notify_sandbox "
+    "outbox overdue polling queue_command queueapi receipt recipients refusals replies runs sandbox_control "
+    "sandbox_faults sandbox_form sandbox_http sandbox_limits sandbox_markup sandbox_methods sandbox_state "
+    "scripts_socket sendapi service status_page strangers telegram_api turns unixhttp webapi webapp_actions "
+    "webapp_bot webapp_browser webapp_guesses webapp_login webapp_page webapp_qr webapp_request webapp_routes "
+    "workers")
+OLD_FILES = ("sample_chart.png", "sandbox.html", "webapp_telegram.css", "webapp_telegram.html", "webapp_telegram.js")
 # A command in a terminal of its own; prints its status, seconds and output, and which processes of an account had
 # that terminal meanwhile, as controlling terminal or as a descriptor.
 IN_A_TERMINAL = """
@@ -67,7 +77,7 @@ def snapshot(machine):
 
 
 def invocations(machine):
-    """Which run of each unit this is."""
+    """The current invocation of each unit."""
     units = ("notify-bot.socket", "notify-bot-web.socket", "notify-bot.service", "notify-scripts@carol.socket",
              "systemd-journald.service")
     return {unit: machine.show(unit, "InvocationID")["InvocationID"] for unit in units}
@@ -91,7 +101,7 @@ def user_unit(machine, user, unit):
 
 
 def state_of(machine, user):
-    """What notify-add-analyst changes of an account."""
+    """State of an account that notify-add-analyst changes."""
     return {"account": machine.run("getent", "passwd", user, check=False).stdout,
             "groups": machine.run("id", "-nG", user, check=False).stdout,
             "home": machine.path(f"/home/{user}").exists(),
@@ -142,7 +152,7 @@ def test_first_install_says_what_is_left_to_do(machine):
     ("/etc/sudoers.d/notify-bot", "440", "root:root"),
     ("/etc/notify-bot/notify-bot.env", "600", "root:root"),
     (f"{LIB}/notify_bot.py", "755", "root:root"),
-    (f"{LIB}/jsonstore.py", "644", "root:root"),
+    (f"{LIB}/common/jsonstore.py", "644", "root:root"),
 ])
 def test_owners_and_modes(machine, place, mode, owner):
     assert machine.output("stat", "-c", "%a %U:%G", place) == f"{mode} {owner}"
@@ -161,8 +171,9 @@ def test_commands_tell_their_version(machine):
 
 
 def test_modules_are_compiled(machine):
-    compiled = {path.name.split(".")[0] for path in machine.path(f"{LIB}/__pycache__").glob("*.pyc")}
-    assert compiled == {path.stem for path in (CHECKOUT / "src").glob("*.py")}
+    lib = machine.path(LIB)
+    compiled = {path.parents[1] / f"{path.name.partition('.')[0]}.py" for path in lib.rglob("*.pyc")}
+    assert compiled == set(lib.rglob("*.py")) and len(compiled) > 30
 
 
 def test_second_install_changes_nothing(machine):
@@ -182,7 +193,7 @@ def test_second_install_changes_nothing(machine):
 def test_only_what_changed_is_restarted(machine):
     before = invocations(machine)
     machine.write(f"{PROJECT}/common/links.py", machine.path(f"{PROJECT}/common/links.py").read_text() + "\n")
-    assert f"installed {LIB}/links.py" in machine.make("install").splitlines()
+    assert f"installed {LIB}/common/links.py" in machine.make("install").splitlines()
     assert machine.make("install") == "nothing to do: this version is installed already"
     after = invocations(machine)
     assert {unit for unit in before if before[unit] != after[unit]} == {"notify-bot.service"}
@@ -502,6 +513,27 @@ def test_package_is_built_in_a_folder(tmp_path):
     make("uninstall", f"DESTDIR={tmp_path}", "PREFIX=/usr")
     left = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()]
     assert left == ["etc/notify-bot/notify-bot.env"]
+
+
+def test_update_leaves_nothing_of_the_flat_layout(tmp_path):
+    def everything():
+        return {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+
+    install = ("install", f"DESTDIR={tmp_path}", "PREFIX=/usr")
+    make(*install)
+    fresh = everything()
+    lib, doc = tmp_path / "usr/lib/notify-bot", tmp_path / "usr/share/doc/notify-bot"
+    old = [lib / f"{name}.py" for name in OLD_MODULES.split()] + [lib / name for name in OLD_FILES] + [
+        doc / "web" / name for name in ("apache.conf", "apache2.service.conf", "nginx.conf")]
+    bytecode = [lib / f"__pycache__/{name}.cpython-311{level}.pyc" for name in OLD_MODULES.split()
+                for level in ("", ".opt-1")]
+    for path in old + bytecode:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+    words = make(*install)
+    assert {line.removeprefix("removed ") for line in words.splitlines()} == {str(path) for path in old}
+    assert everything() == fresh
+    assert "nothing to do" in make(*install)
 
 
 def test_make_alone_explains_itself():

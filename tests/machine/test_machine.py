@@ -3,13 +3,12 @@
 import json
 import re
 
-from common.service import Settings
-
+from common.settings import bot_settings
 from host import BOT_SOCKET, CHATS
 from live import TOKEN
 from machine import until
 
-WEB_SOCKET = str(Settings({}).web_socket)
+WEB_SOCKET = str(bot_settings({}).web_socket)
 SOON = """[Timer]
 OnCalendar=
 OnCalendar=*:*:0/2
@@ -212,7 +211,7 @@ def test_timers_of_two_analysts_fire_without_a_login(host):
     host.script("alice", "long.py", find("long", notify=True, title="all of it", message=LONG))
     host.script("alice", "photo.py", """
 import json, shutil
-shutil.copy("/usr/local/lib/notify-bot/sample_chart.png", "chart.png")
+shutil.copy("/usr/local/lib/notify-bot/bot/sample_chart.png", "chart.png")
 print(json.dumps({"notify": True, "title": "a picture", "message": "see", "image_path": "/home/alice/chart.png"}))
 """)
     host.script("bob", "text.py", find("text", notify=True, title="from a timer", message="for bob"))

@@ -38,7 +38,7 @@ def server(request, host, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def probed(server):
-    """What the program is given, and reaches, when alice sends everything that could be taken for a login."""
+    """Environment and reach of the program while alice sends everything that could be taken for a login."""
     with server.probe(), server.visitor() as alice:
         assert server.log_in(alice, "alice").ok
         answer = alice.ask("POST", "/api/telegram/check?a=b", headers=FORGED_HEADERS | {"Origin": SITE}, auth=BASIC,
@@ -167,7 +167,7 @@ def test_unit_shows_nothing_else(server, probed):
 
 @OF_NGINX
 def test_debians_own_parameters_would_let_forgeries_pass(server):
-    """Why web/nginx.conf names every one: the same request through `include fastcgi_params`."""
+    """Why examples/web/nginx.conf names every one: the same request through `include fastcgi_params`."""
     with server.probe():
         server.nginx_with(f"""
 server {{
@@ -189,7 +189,7 @@ server {{
 
 @OF_APACHE
 def test_apache_alone_would_let_forgeries_pass(server):
-    """Why web/apache.conf takes headers away: the same request without those lines."""
+    """Why examples/web/apache.conf takes headers away: the same request without those lines."""
     text = server.host.path("/etc/apache2/sites-available/notify-bot.conf").read_text()
     with server.probe(), server.visitor() as alice:
         server.apache_with(re.sub("(?m)^ *RequestHeader .*$", "", text))
@@ -269,6 +269,7 @@ def test_without_tls_one_is_led_to_it(server):
 
 def test_what_is_served_with_is_what_is_installed(server):
     """As examples, for another place of the program too; nothing of it is switched on."""
-    for path in (web.CHECKOUT / "web").iterdir():
-        assert server.host.path(f"/usr/local/share/doc/notify-bot/web/{path.name}").read_text() == path.read_text()
+    installed = server.host.path("/usr/local/share/doc/notify-bot/examples/web")
+    for path in (web.CHECKOUT / "examples/web").iterdir():
+        assert (installed / path.name).read_text() == path.read_text()
     assert server.host.show("notify-bot-web-cgi.socket", "UnitFileState") == {"UnitFileState": "disabled"}

@@ -90,7 +90,7 @@ class Analyst:
         return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
 
     def python(self, source, seconds=60):
-        """What some lines of Python print, run as the owner with the programs to import."""
+        """Output of some lines of Python, run as the owner with the programs to import."""
         run = subprocess.run([PYTHON, "-EsSc", source], capture_output=True, text=True, timeout=seconds,
                              env=self.environment | {"PYTHONDONTWRITEBYTECODE": "1"}, cwd=self.programs,
                              **AS_OWNER)

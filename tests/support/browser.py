@@ -134,7 +134,7 @@ class Browser:
             raise AssertionError(f"{error} in\n{self.text()}") from None
 
     def complaints(self):
-        """What the browser's console says of errors since it was last asked: a broken policy, a request refused."""
+        """Errors in the browser's console since the last call: a broken policy, a request refused."""
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
     def looks(self, name):

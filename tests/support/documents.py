@@ -6,7 +6,7 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 NAMES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/notifications.md", "docs/telegram_bot.md",
-         "docs/ARCHITECTURE.md", "docs/PERFORMANCE.md", "docs/RELIABILITY.md")
+         "docs/ARCHITECTURE.md", "docs/link_page.md", "docs/PERFORMANCE.md", "docs/RELIABILITY.md")
 
 Block = namedtuple("Block", "document section language marks text")
 Block.__doc__ = """A fenced block: `marks` are the words after its language, `{"machine": "alice"}`."""
@@ -55,5 +55,5 @@ def tables(name):
 
 
 def code_spans(text):
-    """What stands in `backticks`."""
+    """Texts in `backticks`."""
     return [span.strip() for span in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)]

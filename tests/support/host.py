@@ -84,7 +84,7 @@ class Host(Machine):
         return self.output("make", "--no-print-directory", "-C", PROJECT, *arguments, timeout=120, **options)
 
     def install(self):
-        """What the administrator's guide says, for alice and bob, whose chats are linked too."""
+        """Install as the administrator's guide says, for alice and bob, and link their chats."""
         self.make("install")
         self.write("/etc/hosts", "127.0.0.1 localhost\n")
         self.write("/etc/sandbox.env", f"TOKEN={TOKEN}\n", 0o600)
@@ -111,7 +111,7 @@ class Host(Machine):
         self.control("POST", "messages", {"chat_id": CHATS[user], "text": text})
 
     def messages(self, user):
-        """What the bot has written to `user`, oldest first."""
+        """Messages of the bot to `user`, oldest first."""
         answer = self.control("GET", f"messages?chat_id={CHATS[user]}")
         return [message for message in answer["messages"] if message["from"]["is_bot"]]
 

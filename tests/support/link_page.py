@@ -38,7 +38,7 @@ PAGE_HEADERS = {"HTTP_ACCEPT": "text/html,application/xhtml+xml", "HTTP_SEC_FETC
 
 
 class Answer:
-    """What a CGI program printed: `status`, `headers` (names in lower case), `body`."""
+    """Answer of a CGI program: `status`, `headers` (names in lower case), `body`."""
 
     def __init__(self, output, errors=""):
         head, _, body = output.partition(b"\n\n") if b"\r\n\r\n" not in output else output.partition(b"\r\n\r\n")

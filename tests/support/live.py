@@ -221,7 +221,7 @@ class Telegram:
         return self.control("messages", chat_id=chat_id, text=text)
 
     def messages(self, chat_id):
-        """What the bot has written in a chat, in order."""
+        """Texts of the bot in a chat, in order."""
         answer = requests.get(f"{self.url}/sandbox/messages", params={"chat_id": chat_id}, timeout=10).json()
         messages = answer["messages"] if isinstance(answer, dict) else answer
         return [message for message in messages if message.get("from", {}).get("is_bot", True)]

@@ -88,7 +88,7 @@ class Machine:
         return self.run(*command, **arguments).stdout.strip()
 
     def python(self, code, *arguments, **options):
-        """What a Python program prints that is run inside."""
+        """Output of a Python program that is run inside."""
         return self.output("/usr/bin/python3", "-", *arguments, input=code, **options)
 
     def uid(self, user):
@@ -98,7 +98,7 @@ class Machine:
         raise AssertionError(f"the machine has no account {user}")
 
     def path(self, inside):
-        """Where a file of the machine's disk is for the tests; /run, /tmp and mounts are not on it."""
+        """Place of a file of the machine's disk, for the tests; /run, /tmp and mounts are not on it."""
         return self.root / inside.lstrip("/")
 
     def write(self, inside, text, mode=0o644, owner=None):
@@ -123,7 +123,7 @@ class Machine:
 
     @contextlib.contextmanager
     def network(self):
-        """What this thread connects and starts meanwhile is in the machine's network, with the host's own files."""
+        """Put connections and processes of this thread into the machine's network, with the host's own files."""
         libc = ctypes.CDLL(None, use_errno=True)
 
         def enter(namespace):
@@ -255,7 +255,7 @@ def boot(root):
 
 
 def switch_off(supervisor, root):
-    """By force, since nothing on its disk is kept. The supervisor then clears up after the machine's init."""
+    """End it by force, since nothing on its disk is kept. The supervisor then clears up after the machine's init."""
     for init in children_of(supervisor.pid):
         os.kill(init, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -287,7 +287,7 @@ def own_control_group(name):
 
 
 def remove_control_group(folder):
-    """Whether the group is gone. What still runs in it is killed: an init outlives its systemd-nspawn."""
+    """True when the group is gone. Remaining processes are killed: an init outlives its systemd-nspawn."""
     for members in folder.rglob("cgroup.procs"):
         for pid in members.read_text().split():
             with contextlib.suppress(ProcessLookupError):

@@ -136,8 +136,8 @@ class _Oauth2ProxyHandler(http.server.BaseHTTPRequestHandler):
 
 
 def filled_in(name, **values):
-    """A configuration of web/, with nothing changed but what a site fills in: the value of each directive named."""
-    text = (CHECKOUT / "web" / name).read_text()
+    """A configuration of examples/web/ with the values of a site, by directive, and no other change."""
+    text = (CHECKOUT / "examples/web" / name).read_text()
     for directive, value in values.items():
         pattern = rf"^(\s*(?:Define |set \$)?{directive}\s+)(?:\"[^\"]*\"|[^\s;]+)(;?)$"
         text, count = re.subn(pattern, lambda match, value=value: match[1] + value + match[2], text, flags=re.M)
@@ -168,7 +168,7 @@ class Visitor(requests.Session):
         return self.ask("POST", f"/api/telegram/{action}", json=sent, headers={"Origin": SITE})
 
     def log_in(self, subject):
-        """What they see who type `subject` at the OpenID provider that the page leads them to."""
+        """The page that a person gets after typing `subject` at the OpenID provider."""
         form = self.ask("GET", "/telegram")
         assert form.url.startswith(f"{PROVIDER}/oauth2/authorize"), form.url
         return self.post(form.url, data={"sub": subject}, timeout=30)
@@ -227,7 +227,7 @@ class Site:
         self.chats.person(chat_id, name.title(), name)
 
     def apache(self, **values):
-        """Serve with Apache, configured as web/apache.conf says."""
+        """Serve with Apache, configured as examples/web/apache.conf says."""
         host = self.host
         host.write("/etc/notify-bot/openid-secrets.conf",
                    f"OIDCClientSecret of-the-client\nOIDCCryptoPassphrase {secrets.token_hex(32)}\n", 0o600)
@@ -239,14 +239,14 @@ class Site:
     def apache_with(self, configuration):
         self.host.write("/etc/apache2/sites-available/notify-bot.conf", configuration)
         self.host.write("/etc/systemd/system/apache2.service.d/notify-bot.conf",
-                        (CHECKOUT / "web/apache2.service.conf").read_text())
+                        (CHECKOUT / "examples/web/apache2.service.conf").read_text())
         self.host.run("systemctl", "daemon-reload")
         self.host.run("a2enmod", "--quiet", "ssl", "headers", "cgid", "auth_openidc")
         self.host.run("a2ensite", "--quiet", "notify-bot")
         self.host.run("systemctl", "restart", "apache2.service")
 
     def nginx(self, **values):
-        """Serve with nginx, configured as web/nginx.conf says."""
+        """Serve with nginx, configured as examples/web/nginx.conf says."""
         self.nginx_with(filled_in("nginx.conf", **{
             "server_name": "localhost", "ssl_certificate": CERTIFICATE, "ssl_certificate_key": KEY,
             "notify_domains": DOMAIN} | values))

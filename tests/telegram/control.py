@@ -1,4 +1,4 @@
-"""The calls under `/sandbox/`, for the chat page and for tests. `__main__.py` documents them."""
+"""The calls under `/sandbox/`, for the chat page and for tests. sandbox.py documents them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The whole way of a notification on this machine, without a token, root or anything to install.
+"""The whole path of a notification on this machine: no token, no root, nothing to install.
 
 usage: demo.py [--once]
 

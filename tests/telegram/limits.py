@@ -1,4 +1,4 @@
-"""The limits of Telegram that a sender meets: pace, sizes, pictures, keyboards (TELEGRAM.md says where from)."""
+"""The limits of Telegram that a sender meets: pace, sizes, pictures, keyboards."""
 
 from __future__ import annotations
 

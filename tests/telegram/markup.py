@@ -120,7 +120,7 @@ class _Open:
 
 
 class _Reader:
-    """What the two parsers share: the source, the plain text so far, the entities open and closed."""
+    """State that the two parsers share: the source, the plain text so far, the entities open and closed."""
 
     def __init__(self, source: str):
         self.source = source

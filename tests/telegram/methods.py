@@ -1,4 +1,4 @@
-"""The methods of the Bot API that the sandbox knows, with their checks and the words of their refusals.
+"""The methods of the Bot API that the stand-in has, with their checks and the words of their refusals.
 
 `call(method, args)` does one; `args` holds texts, as the Bot API server sees every argument as text.
 """
@@ -63,15 +63,15 @@ class Args:
 
 
 class Methods:
-    """The bot's side of a State. `limits` says whether the pace is Telegram's or free."""
+    """The bot's side of a State, at Telegram's pace where `paced`."""
 
-    def __init__(self, state: State, limits: bool):
+    def __init__(self, state: State, paced: bool):
         self.state = state
-        self.rates = limits.Rates() if limits else None
+        self.rates = limits.Rates() if paced else None
         self._names = {name.lower(): name for name in METHODS}
 
     def name_of(self, method: str) -> str:
-        """How the documentation writes a method's name; names themselves ignore case."""
+        """A method's name as the documentation writes it; names themselves ignore case."""
         return self._names.get(method.lower(), "(unknown)")
 
     def call(self, method: str, args: Args):

@@ -194,7 +194,7 @@ class Handler(BaseHTTPRequestHandler):
             self._write(status, body, headers)
 
     def _result(self, name: str, method: str, args) -> tuple[int, bytes, str]:
-        """What the Bot API answers: status, body and further headers."""
+        """Answer of the Bot API: status, body and further headers."""
         try:
             result = self.server.sandbox.methods.call(method, args)
         except ApiError as error:

@@ -1,4 +1,4 @@
-"""What the sandbox's Telegram knows: people, chats, messages, the bot's updates, files.
+"""State of the stand-in: people, chats, messages, the bot's updates, files.
 
 One lock guards it all. A message is never changed in place: an edit replaces the dict, so that what was read can be
 encoded without the lock. Each change of a chat has a number (`seq`), which a reader asks the news after.
@@ -115,7 +115,7 @@ class State:
             return chat
 
     def set_chat_state(self, chat: Chat, state: str) -> None:
-        """What the person does with the bot; the bot is told as Telegram tells it, by `my_chat_member`."""
+        """Block or unblock the bot as the person; the bot is told as Telegram tells it, by `my_chat_member`."""
         with self.lock:
             old, chat.state = chat.state, state
             if state in ("blocked", "kicked", "open") and old != state:
@@ -174,7 +174,7 @@ class State:
             self.news.notify_all()
 
     def changes(self, chat_id: int | None, after: int, wait: float) -> dict:
-        """What is new since `after`; waits up to `wait` seconds for something to be.
+        """News since `after`; waits up to `wait` seconds for some.
 
         `messages` are as they stand now, `deleted` name what is gone, `answers` are answers to presses, `actions`
         what the bot said it is doing; `seq` is the `after` of the next call.

@@ -15,7 +15,9 @@ import pytest
 from live import until
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-PARTS = ("demo.py", "Makefile", "src", "examples")
+PARTS = ("Makefile", "VERSION", "notify_bot.py", "notify_runner.py", "notify_scripts.py", "bot", "common", "runner",
+         "tests/telegram", "examples")
+DEMO = "tests/telegram/demo.py"
 
 
 class Demo:
@@ -32,7 +34,7 @@ class Demo:
         self._files = sorted(folder.rglob("*"))
         # By which to tell this demo from others on the host.
         self._prefix = f"notify-demo-{os.urandom(4).hex()}-"
-        self.change("demo.py", 'prefix="notify-demo-"', f'prefix="{self._prefix}"')
+        self.change(DEMO, 'prefix="notify-demo-"', f'prefix="{self._prefix}"')
 
     def change(self, name, old, new):
         path = self.folder / name
@@ -46,7 +48,7 @@ class Demo:
 
     def start(self):
         self._output = open(self.folder.with_suffix(".out"), "wb")  # noqa: SIM115
-        self.process = subprocess.Popen(["/usr/bin/python3", self.folder / "demo.py"], stdin=subprocess.DEVNULL,
+        self.process = subprocess.Popen(["/usr/bin/python3", self.folder / DEMO], stdin=subprocess.DEVNULL,
                                         stdout=self._output, stderr=self._output, cwd=self.folder)
 
     @property
@@ -106,7 +108,7 @@ def test_once_works_for_an_account_without_rights(demo):
     with tempfile.TemporaryDirectory(dir="/tmp") as place:
         shutil.copytree(demo.folder, place, dirs_exist_ok=True)
         os.chmod(place, 0o755)
-        done = subprocess.run(["/usr/bin/python3", f"{place}/demo.py", "--once"], stdin=subprocess.DEVNULL,
+        done = subprocess.run(["/usr/bin/python3", f"{place}/{DEMO}", "--once"], stdin=subprocess.DEVNULL,
                               capture_output=True, text=True, timeout=60, cwd="/", **account)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "has arrived, text and picture" in done.stdout
@@ -115,7 +117,7 @@ def test_once_works_for_an_account_without_rights(demo):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_it_stays_until_it_is_told_to_end_and_runs_what_is_put_into_its_folder(demo, number):
-    demo.change("demo.py", "PASS_SECONDS = 10", "PASS_SECONDS = 1")
+    demo.change(DEMO, "PASS_SECONDS = 10", "PASS_SECONDS = 1")
     demo.start()
     folder = Path(demo.wait_for(r"data_freshness\.py (/tmp/\S+/)\n")[1])
     demo.wait_for("Ctrl-C")
@@ -150,7 +152,7 @@ def test_it_can_be_ended_at_any_moment(demo, moment):
 
 
 def test_it_ends_what_it_started_when_nobody_reads_its_output(demo):
-    process = subprocess.Popen(["/usr/bin/python3", demo.folder / "demo.py"], stdin=subprocess.DEVNULL,
+    process = subprocess.Popen(["/usr/bin/python3", demo.folder / DEMO], stdin=subprocess.DEVNULL,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     with process.stdout, process.stderr:
         assert b"started the sandbox" in process.stdout.readline()
@@ -161,8 +163,8 @@ def test_it_ends_what_it_started_when_nobody_reads_its_output(demo):
 
 
 def test_it_fails_when_the_sandbox_refuses_the_token(demo):
-    demo.change("demo.py", '{"TELEGRAM_BOT_TOKEN": TOKEN', '{"TELEGRAM_BOT_TOKEN": "1:another"')
-    demo.change("demo.py", "PATIENCE_SECONDS = 15", "PATIENCE_SECONDS = 3")
+    demo.change(DEMO, '{"TELEGRAM_BOT_TOKEN": TOKEN', '{"TELEGRAM_BOT_TOKEN": "1:another"')
+    demo.change(DEMO, "PATIENCE_SECONDS = 15", "PATIENCE_SECONDS = 3")
     done = demo.run("ONCE=1")
     assert done.returncode != 0
     assert "demo: the welcome in the chat did not arrive" in done.stderr
@@ -171,10 +173,10 @@ def test_it_fails_when_the_sandbox_refuses_the_token(demo):
 
 
 def test_it_fails_when_the_sandbox_refuses_the_picture(demo):
-    demo.change("src/faults.py.py", "self._rules = []",
+    demo.change("tests/telegram/faults.py", "self._rules = []",
                 'self._rules = [{"action": "error", "method": "sendPhoto", "status": 403, '
                 '"description": "Forbidden: bot was blocked by the user", "draw": random.Random(0)}]')
-    demo.change("demo.py", "PATIENCE_SECONDS = 15", "PATIENCE_SECONDS = 3")
+    demo.change(DEMO, "PATIENCE_SECONDS = 15", "PATIENCE_SECONDS = 3")
     done = demo.run("ONCE=1")
     assert done.returncode != 0
     assert "demo: the notification did not arrive" in done.stderr
@@ -183,7 +185,7 @@ def test_it_fails_when_the_sandbox_refuses_the_picture(demo):
 
 def test_it_fails_when_a_process_dies(demo):
     head = "def _serve(verbose: bool) -> int:\n"
-    demo.change("src/notify_bot.py", head, f"{head}    return 3\n")
+    demo.change("notify_bot.py", head, f"{head}    return 3\n")
     done = demo.run("ONCE=1")
     assert done.returncode != 0
     assert "demo: the bot ended with status 3" in done.stderr
