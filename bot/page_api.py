@@ -85,7 +85,7 @@ def post_run(handler: Handler) -> None:
     script = next((script for script in context.scripts(user) if script["name"] == name), None)
     if script is None:
         raise Problem(404, "This script is not there any more.")
-    if script.get("refused"):
+    if script["refused"]:
         raise Problem(409, _script(script, set())["problem"])
     try:
         context.runs.start(link, name)
@@ -178,17 +178,10 @@ def _answer(handler: Handler, status: int, **fields) -> None:
 
 
 def _script(script: dict, running: set) -> dict:
-    """A script on the page. Untrusted: the analyst's account answered. Validates every field."""
-    refused = script.get("refused")
-    problem = f"It is not run: {refused}" if refused else script.get("last_error")
-    if not problem and script.get("overdue") is True:
+    """The fields of a script that the page shows."""
+    problem = f"It is not run: {script['refused']}" if script["refused"] else script["last_error"]
+    if not problem and script["overdue"]:
         problem = "It has not run when it should have."
-    schedule = script.get("schedule")
-    return {"name": script["name"], "schedule": schedule[:200] if isinstance(schedule, str) else None,
-            "last_run": _time(script.get("last_run")), "last_sent": _time(script.get("last_sent")),
-            "next_run": _time(script.get("next_run")), "running": script["name"] in running,
-            "can_run": not refused, "problem": str(problem)[:300] if problem else None}
-
-
-def _time(value) -> int | None:
-    return int(value) if type(value) in (int, float) and abs(value) < 1 << 53 else None
+    return {**{field: script[field] for field in ("name", "schedule", "last_run", "last_sent", "next_run")},
+            "running": script["name"] in running, "can_run": not script["refused"],
+            "problem": problem and problem[:300]}
