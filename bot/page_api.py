@@ -30,7 +30,7 @@ MAX_CONNECTIONS = 64
 # Some web servers run eight programs at once, so nobody may hold up many of them.
 MAX_LISTINGS_PER_USER = 2
 MAX_TESTS_PER_USER = 1
-LIST_SECONDS = 8  # somebody waits for the page
+PAGE_LIST_SECONDS = 8  # somebody waits for the page
 TEST_SECONDS = 5
 FILES = ("The service cannot read or write its own files now. Try again in a minute; if it stays so, the administrator "
          "finds the reason in the journal of notify-bot.service.")
@@ -53,7 +53,7 @@ class Context:
         with self._listings.take(user) as is_free:
             if not is_free:
                 raise unavailable("Your scripts are being listed already, which takes long. Try again in a minute.")
-            return list_scripts(self.scripts_dir, user, LIST_SECONDS)
+            return list_scripts(self.scripts_dir, user, PAGE_LIST_SECONDS)
 
 
 def post_card(handler: Handler) -> None:

@@ -16,7 +16,7 @@ import notify_scripts
 from bot import scripts as bot_scripts
 from bot.chat import MAX_IN_PROGRESS_PER_CHAT
 from bot.polling import MAX_HANDLERS
-from bot.replies import MAX_WAITING_PER_CHAT
+from bot.replies import MAX_REPLIES_PER_CHAT
 from bot.scripts import ask as ask_scripts
 from common import links
 from common.problem import Problem
@@ -127,8 +127,8 @@ def test_who_asks_faster_than_a_chat_may_be_answered_gets_silence(bot, telegram,
         telegram.types(linked, "/test")
     pending = bot.state / "polling.json"
     until(lambda: pending.exists() and not json.loads(pending.read_text()).get("pending")
-          and len(bot.outbox()) >= MAX_WAITING_PER_CHAT - 1)
-    assert len(bot.outbox()) <= MAX_WAITING_PER_CHAT + MAX_HANDLERS
+          and len(bot.outbox()) >= MAX_REPLIES_PER_CHAT - 1)
+    assert len(bot.outbox()) <= MAX_REPLIES_PER_CHAT + MAX_HANDLERS
 
 
 def test_a_link_with_half_a_character_in_its_name_ends_no_thread(bot, telegram, chat_id):
