@@ -371,6 +371,28 @@ def test_who_asks_too_much_at_once_holds_nobody_up(bot, telegram, linked, script
     until(lambda: sum("a.py" in text for text in telegram.texts(linked)) == MAX_IN_PROGRESS_PER_CHAT, 20)
 
 
+def test_a_press_that_is_handled_again_runs_nothing_again(tmp_path):
+    """The crash came after the result, and before the update left polling.json."""
+    class Replies:
+        told = {}
+        has = told.__contains__
+
+        def are_full(self, chat_id):
+            return False
+
+        def tell(self, key, chat_id, text, **options):
+            self.told.setdefault(key, []).append(text)
+
+    runs = bot_scripts.Runs(tmp_path, tmp_path, Replies())
+    link = links.Link("alice", {"chat_id": 1, "uid": 4711})
+    for _ in range(2):
+        runs.start(link, "a.py", "update:7")
+        until(lambda: not runs.running("alice"))
+    ((key, (text,)),) = Replies.told.items()
+    assert key == "run:update:7" and text.startswith("a.py could not be run. Your scripts cannot be reached")
+    assert json.loads((tmp_path / "runs.json").read_text()) == {}
+
+
 def test_a_run_is_waited_for_as_long_as_it_may_take():
     """The bot may not import notify_scripts, so its limit is held here: the service starts, then the script runs."""
     unit = (CHECKOUT / "units/system/notify-scripts@.service").read_text()
