@@ -173,16 +173,16 @@ class Delivery:
 
     def _work_once(self, queue: ChatQueue) -> ChatQueue | None:
         """Send from a queue. Returns the next queue, if one may send now."""
-        pause = ERROR_RETRY_SECONDS
+        delay = ERROR_RETRY_SECONDS
         try:
             self._deliver(queue)
-            pause = 0
+            delay = 0
         except OSError as error:
             log.error("outbox: %s; trying again in %d s", error, DISK_RETRY_SECONDS)
-            pause = DISK_RETRY_SECONDS
+            delay = DISK_RETRY_SECONDS
         finally:
-            if pause:
-                queue.delayed_until = time.monotonic() + pause
+            if delay:
+                queue.delayed_until = time.monotonic() + delay
             with self._changed:
                 following = self._follow(queue)
         return following

@@ -31,9 +31,9 @@ class Invites:
         self._store = JsonStore(data_dir / "invites.json", mode=0o600)
         self._links = links
 
-    def create(self, user: str, uid: int, now: float | None = None) -> tuple[str, int]:
+    def create(self, user: str, uid: int) -> tuple[str, int]:
         """A new payload for a login and its expiry (unix seconds). Replaces an older one of the login."""
-        now = time.time() if now is None else now
+        now = time.time()
         payload = secrets.token_urlsafe(_PAYLOAD_BYTES)
         with self._store.update() as invites:
             for old in [old for old, entry in invites.items()
@@ -42,15 +42,15 @@ class Invites:
             invites[payload] = {"user": user, "uid": uid, "created_at": int(now)}
         return payload, int(now) + INVITE_SECONDS
 
-    def user_of(self, payload: str, now: float | None = None) -> str:
+    def user_of(self, payload: str) -> str:
         """The login of an invite, which stays usable. Raises LinkError."""
-        return _valid_user(self._store.read(), payload, time.time() if now is None else now)
+        return _valid_user(self._store.read(), payload, time.time())
 
-    def accept(self, payload: str, chat_id: int, chat_name: str, now: float | None = None) -> str:
+    def accept(self, payload: str, chat_id: int, chat_name: str) -> str:
         """Link the login of an invite to a chat and remove the invite, in one locked section. Returns the login.
 
         Raises LinkError."""
-        now = time.time() if now is None else now
+        now = time.time()
         with self._store.update() as invites:
             user = _valid_user(invites, payload, now)
             self._links.link(user, invites[payload]["uid"], chat_id, chat_name, now)

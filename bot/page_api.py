@@ -27,7 +27,7 @@ MAX_CONNECTIONS = 64
 # Some web servers run eight programs at once, so nobody may hold up many of them.
 MAX_LISTINGS_PER_USER = 2
 MAX_TESTS_PER_USER = 1
-LIST_SECONDS = 8  # somebody waits for the page
+PAGE_LIST_SECONDS = 8  # somebody waits for the page
 TEST_SECONDS = 5
 FILES = ("The service cannot read or write its own files now. Try again in a minute; if it stays so, the administrator "
          "finds the reason in the journal of notify-bot.service.")
@@ -45,7 +45,7 @@ def post_card(handler: Handler) -> None:
     except Problem as problem:
         scripts_error = str(problem)
     notifications = service.outbox.newest(user, uid_of(user))
-    _answer(handler, 200, bot=service.chat.username or None, health=service.service.health()[1].get("error"),
+    _answer(handler, 200, bot=service.chat.username or None, health=service.health()[1].get("error"),
             scripts=scripts, scripts_error=scripts_error, notifications=notifications)
 
 
@@ -60,7 +60,7 @@ def post_run(handler: Handler) -> None:
     script = next((script for script in _scripts(handler, user) if script["name"] == name), None)
     if script is None:
         raise Problem(404, "This script is not there any more.")
-    if script.get("refused"):
+    if script["refused"]:
         raise Problem(409, _script(script, set())["problem"])
     service.runs.start(link, name)
     log.info("%s runs %s from the page", user, name)
@@ -133,7 +133,7 @@ def _scripts(handler: Handler, user: str) -> list[dict]:
         if not is_free:
             raise Problem(503, "Your scripts are being listed already, which takes long. Try again in a minute.",
                           {"Retry-After": "30"})
-        return list_scripts(handler.service.settings.scripts_dir, user, LIST_SECONDS)
+        return list_scripts(handler.service.settings.scripts_dir, user, PAGE_LIST_SECONDS)
 
 
 def _user(fields: dict) -> str:
@@ -150,17 +150,10 @@ def _answer(handler: Handler, status: int, **fields) -> None:
 
 
 def _script(script: dict, running: set) -> dict:
-    """A script on the page. Untrusted: the analyst's account answered. Validates every field."""
-    refused = script.get("refused")
-    problem = f"It is not run: {refused}" if refused else script.get("last_error")
-    if not problem and script.get("overdue") is True:
+    """The fields of a script that the page shows."""
+    problem = f"It is not run: {script['refused']}" if script["refused"] else script["last_error"]
+    if not problem and script["overdue"]:
         problem = "It has not run when it should have."
-    schedule = script.get("schedule")
-    return {"name": script["name"], "schedule": schedule[:200] if isinstance(schedule, str) else None,
-            "last_run": _time(script.get("last_run")), "last_sent": _time(script.get("last_sent")),
-            "next_run": _time(script.get("next_run")), "running": script["name"] in running,
-            "can_run": not refused, "problem": str(problem)[:300] if problem else None}
-
-
-def _time(value) -> int | None:
-    return int(value) if type(value) in (int, float) and abs(value) < 1 << 53 else None
+    return {**{field: script[field] for field in ("name", "schedule", "last_run", "last_sent", "next_run")},
+            "running": script["name"] in running, "can_run": not script["refused"],
+            "problem": problem and problem[:300]}

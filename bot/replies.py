@@ -9,7 +9,7 @@ from pathlib import Path
 from bot.message import photo_name, whole
 from common.links import Link, uid_of
 
-MAX_WAITING_PER_CHAT = 20
+MAX_REPLIES_PER_CHAT = 20
 SAMPLE_TITLE = "Sample notification"
 
 
@@ -21,7 +21,7 @@ class Replies:
 
     def are_full(self, chat_id: int) -> bool:
         """True while too many replies wait for a chat: no further request from it is handled."""
-        return self._delivery.replies(chat_id) >= MAX_WAITING_PER_CHAT
+        return self._delivery.replies(chat_id) >= MAX_REPLIES_PER_CHAT
 
     def identify(self, key: str) -> str:
         """The ID of the message with a key."""

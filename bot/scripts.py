@@ -42,6 +42,7 @@ MAX_ANSWER_ITEMS = 40_000  # a list has 1001 scripts at the most
 MAX_IMAGE_BYTES = 50 << 20
 MAX_RUNS_PER_USER = 2
 MAX_RUNS = 32
+MAX_REASON = 300
 SHOWN_NAME = 40
 SHOWN_OVERDUE = 10
 
@@ -91,12 +92,26 @@ def ask(directory: Path, user: str, request: dict, seconds: float):
 
 
 def list_scripts(directory: Path, user: str, seconds: float = LIST_SECONDS) -> list[dict]:
-    """The scripts of `user`, as `notify-scripts list` prints them. Raises Problem."""
+    """The scripts of `user`: `{"name", "schedule", "last_run", "last_sent", "next_run", "last_error", "refused",
+    "overdue"}` with times in unix seconds, None for what is not known. Raises Problem."""
     with ask(directory, user, {"do": "list"}, seconds) as (answer, _):
         error, scripts = _error(answer), answer.get("scripts")
     if error or not isinstance(scripts, list):
         raise _unavailable(f"Your scripts cannot be listed: {error or 'the answer is not a list'}.")
-    return [script for script in scripts if isinstance(script, dict) and isinstance(script.get("name"), str)]
+    return [_checked(script) for script in scripts if isinstance(script, dict) and isinstance(script.get("name"), str)]
+
+
+def _checked(script: dict) -> dict:
+    """Untrusted: the analyst's account answered. Validates every field."""
+    schedule = script.get("schedule")
+    return {"name": script["name"], "schedule": schedule[:200] if isinstance(schedule, str) else None,
+            **{field: _time(script.get(field)) for field in ("last_run", "last_sent", "next_run")},
+            **{field: str(script.get(field) or "")[:MAX_REASON] or None for field in ("last_error", "refused")},
+            "overdue": script.get("overdue") is True}
+
+
+def _time(value) -> int | None:
+    return int(value) if type(value) in (int, float) and abs(value) < 1 << 53 else None
 
 
 def _error(answer: dict) -> str:
@@ -295,14 +310,14 @@ class Overdue:
                 self._silent.add(link.user)
                 log.warning("the scripts of %s cannot be listed: %s", link.user, problem)
                 continue
-            overdue = [script for script in scripts if script.get("overdue") is True]
+            overdue = [script for script in scripts if script["overdue"]]
             if overdue:
                 self._report(link, overdue)
 
     def _report(self, link: Link, overdue: list[dict]) -> None:
         names = [script["name"] for script in overdue]
         log.warning("overdue scripts of %s: %s", link.user, ", ".join(names))
-        state = digest("".join(f"{script['name']}\0{script.get('last_run')}\0" for script in overdue))
+        state = digest("".join(f"{script['name']}\0{script['last_run']}\0" for script in overdue))
         listed = "\n".join(f"• {escape(name)}" for name in names[:SHOWN_OVERDUE])
         more = f"\n… and {len(names) - SHOWN_OVERDUE} more" if len(names) > SHOWN_OVERDUE else ""
         self._tell(f"overdue:{link.user}:{state}", link.chat_id,

@@ -16,7 +16,7 @@ import notify_scripts
 from bot import scripts as bot_scripts
 from bot.chat import MAX_IN_PROGRESS_PER_CHAT
 from bot.polling import MAX_HANDLERS
-from bot.replies import MAX_WAITING_PER_CHAT
+from bot.replies import MAX_REPLIES_PER_CHAT
 from bot.scripts import ask as ask_scripts
 from common import links
 from common.problem import Problem
@@ -127,8 +127,8 @@ def test_who_asks_faster_than_a_chat_may_be_answered_gets_silence(bot, telegram,
         telegram.types(linked, "/test")
     pending = bot.state / "polling.json"
     until(lambda: pending.exists() and not json.loads(pending.read_text()).get("pending")
-          and len(bot.outbox()) >= MAX_WAITING_PER_CHAT - 1)
-    assert len(bot.outbox()) <= MAX_WAITING_PER_CHAT + MAX_HANDLERS
+          and len(bot.outbox()) >= MAX_REPLIES_PER_CHAT - 1)
+    assert len(bot.outbox()) <= MAX_REPLIES_PER_CHAT + MAX_HANDLERS
 
 
 def test_a_link_with_half_a_character_in_its_name_ends_no_thread(bot, telegram, chat_id):
@@ -369,6 +369,28 @@ def test_who_asks_too_much_at_once_holds_nobody_up(bot, telegram, linked, script
     assert "linked to nobody" in ask(telegram, other, "/whoami")[0]["text"]
     scripts.hold.set()
     until(lambda: sum("a.py" in text for text in telegram.texts(linked)) == MAX_IN_PROGRESS_PER_CHAT, 20)
+
+
+def test_a_press_that_is_handled_again_runs_nothing_again(tmp_path):
+    """The crash came after the result, and before the update left polling.json."""
+    class Replies:
+        told = {}
+        has = told.__contains__
+
+        def are_full(self, chat_id):
+            return False
+
+        def tell(self, key, chat_id, text, **options):
+            self.told.setdefault(key, []).append(text)
+
+    runs = bot_scripts.Runs(tmp_path, tmp_path, Replies())
+    link = links.Link("alice", {"chat_id": 1, "uid": 4711})
+    for _ in range(2):
+        runs.start(link, "a.py", "update:7")
+        until(lambda: not runs.running("alice"))
+    ((key, (text,)),) = Replies.told.items()
+    assert key == "run:update:7" and text.startswith("a.py could not be run. Your scripts cannot be reached")
+    assert json.loads((tmp_path / "runs.json").read_text()) == {}
 
 
 def test_a_run_is_waited_for_as_long_as_it_may_take():

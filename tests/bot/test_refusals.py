@@ -39,7 +39,7 @@ def impatient(tmp_path, telegram):
     for chat in (1, 2):
         telegram.person(chat)
         telegram.control("unblock", chat_id=chat)
-    bot.start(f"from bot import telegram\ntelegram_api.ANSWER_SECONDS = {PATIENCE}").settle()
+    bot.start(f"from bot import telegram\ntelegram.ANSWER_SECONDS = {PATIENCE}").settle()
     yield bot
     bot.stop()
     assert "Traceback" not in bot.log
