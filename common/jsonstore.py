@@ -25,6 +25,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from common import bounded_json
+from common.problem import Problem
 
 LOCK_SECONDS = 5
 _LOOK_SECONDS = 0.005
@@ -34,8 +35,11 @@ MAX_ITEMS = 400_000
 MAX_COPIES = 5
 
 
-class StoreError(Exception):
+class StoreError(Problem):
     """The document cannot be read or written now; the message names the file and the way out."""
+
+    def __init__(self, message: str):
+        super().__init__(503, message, {"Retry-After": "30"})
 
 
 class CorruptStore(StoreError):

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from common.clock import EARLIEST
 from common.jsonstore import JsonStore, StoreError
+from common.problem import Problem
 
 log = logging.getLogger("links")
 
@@ -28,8 +29,11 @@ WELCOME_SECONDS = 86400
 CHECKED_LINKS = 200
 
 
-class LinkError(Exception):
+class LinkError(Problem):
     """A code that links nothing; the message says why, for the person who typed it."""
+
+    def __init__(self, message: str):
+        super().__init__(404, message)
 
 
 class Link:

@@ -29,12 +29,9 @@ _USER_LINK = re.compile(r"tg:(?://)?user/?\?([^#]*)")
 _ESCAPABLE = re.compile(r"([_*`\[])")
 
 
-class MarkdownError(ValueError):
-    """The text is not legal Markdown; the message is Telegram's description of why."""
-
-
 def parse(text: str) -> tuple[str, list[dict]]:
-    """The text without its markup, and its entities. Raises MarkdownError where an entity does not end."""
+    """The text without its markup, and its entities. Raises ValueError, with Telegram's description, where an entity
+    does not end."""
     parser = _Parser(text)
     position = 0
     while special := _SPECIAL.search(text, position):
@@ -103,7 +100,7 @@ class _Parser:
         end = self.text.find(closing, start)
         if end < 0:
             offset = _size(self.text[:begin])
-            raise MarkdownError(f"Can't find end of the entity starting at byte offset {offset}")
+            raise ValueError(f"Can't find end of the entity starting at byte offset {offset}")
         return self.text[start:end], end + len(closing)
 
     def _add(self, content: str, entity: dict) -> None:

@@ -25,6 +25,8 @@ _MAX_COOLDOWN_DIGITS = 5
 _MAX_BYTES = 1 << 20
 _MAX_ITEMS = 100_000
 
+_SIGNATURES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpg"}
+
 Notification = namedtuple("Notification", "notify title message image_path cooldown data")
 Notification.__doc__ = """What a script said: `cooldown` in seconds; "" and {} where there is nothing."""
 
@@ -71,6 +73,21 @@ def cooldown_over(last_sent: float | None, cooldown: int, now: float) -> bool:
     script until then.
     """
     return last_sent is None or last_sent > now or now - last_sent >= cooldown
+
+
+def image_kind(head: bytes) -> str | None:
+    """The kind of an image that begins with `head`: "png", "jpg", or None for what Telegram takes as no photo."""
+    return next((kind for signature, kind in _SIGNATURES.items() if head.startswith(signature)), None)
+
+
+def failure_text(name: str, error: str, stderr: str) -> str:
+    """The message to the owner of a failing script, in legacy Markdown. `error`: a sentence without a full stop."""
+    from common.markdown import escape  # most passes of the runner send nothing and do without
+    lines = [escape(f"{error}.")]
+    if stderr:
+        lines.append("```\n" + stderr.replace("```", "'''") + "\n```")
+    lines.append(escape(f"To see what it does: notify-runner --dry-run {name}"))
+    return "\n".join(lines)
 
 
 def _document(stdout: bytes) -> dict:

@@ -1,4 +1,4 @@
-"""What a request to the link page loads; what it costs is for `make bench BENCH_ARGS=page`."""
+"""Imports of a request to the link page; their cost is for `make bench BENCH_ARGS=page`."""
 
 import contextlib
 import re
@@ -33,5 +33,5 @@ def imported_by(page, request):
 
 def test_status_loads_nothing_that_only_the_bot_needs(page):
     names = imported_by(page, lambda: page.get("/api/telegram/status"))
-    assert "links" in names
-    assert not {"socket", "webapp_bot", "webapp_page", "http.client", "segno", "site"} & set(names)
+    assert "common.links" in names
+    assert not {"socket", "common.http_client", "webapp.page", "http.client", "segno", "site"} & set(names)
