@@ -1,1 +1,1 @@
-"""What several of the programs import."""
+"""Modules that several of the programs import."""
