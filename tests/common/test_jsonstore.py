@@ -291,7 +291,7 @@ def test_thirty_thousand_links_load(tmp_path):
 
 
 def test_copies_of_what_could_not_be_read_are_bounded(tmp_path):
-    """Whoever may write the file may write any number of versions of it."""
+    """A group member may write any number of versions of the file."""
     path, said = tmp_path / "users.json", []
     for number in range(20):
         path.write_text("{" * (number + 1))

@@ -48,7 +48,7 @@ TYPES = {"Bold": "bold", "Italic": "italic", "Code": "code", "Pre": "pre", "PreC
 
 
 def oracle(text: str):
-    """What TDLib makes of the text: (plain, Bot API entities), or its error."""
+    """TDLib's reading of the text: (plain, Bot API entities), or its error."""
     answer = execute({"@type": "parseTextEntities", "text": text,
                       "parse_mode": {"@type": "textParseModeMarkdown", "version": 1}})
     if answer["@type"] == "error":

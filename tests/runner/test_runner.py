@@ -152,7 +152,7 @@ def test_a_picture_is_kept_as_it_was(analyst):
     assert form(bot.requests[0])["photo"] == PNG
 
 
-# What a bad script cannot do
+# Bounds on a bad script
 
 
 def test_bad_scripts_touch_neither_the_others_nor_the_runner(analyst, bot):
@@ -557,7 +557,7 @@ def test_killed_at_any_moment(analyst, bot):
     assert not analyst.kept()
     texts = [text for _, text in dict.fromkeys(zip(bot.keys, bot.texts, strict=True))]
     assert len(texts) == len(set(texts)), "a message went out under two keys"
-    # How many rounds get that far is the machine's affair; some do, or nothing was tested.
+    # The number of rounds that get that far depends on the machine; without any, nothing was tested.
     assert "m last" in texts and 3 <= len(texts) <= rounds + 2
 
 
@@ -586,7 +586,7 @@ def test_dry_run_shows_everything_and_changes_nothing(analyst, bot):
     assert only == "d.py: nothing to send (notify is false)\n"
 
 
-# What it costs
+# Costs
 
 
 def test_a_silent_pass_loads_nothing_it_does_not_need(analyst):

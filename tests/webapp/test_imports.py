@@ -18,7 +18,7 @@ def page(tmp_path):
 
 
 def imported_by(page, request):
-    """What a process has imported or tried to when it ends, in that order."""
+    """The imports of a process, tried ones too, in their order."""
     program = page.folder / "imports.py"
     program.write_text(f"#!/bin/sh\nexec /usr/bin/python3 -EsS -X importtime {CHECKOUT}/webapp_telegram.py\n")
     program.chmod(0o755)

@@ -202,7 +202,7 @@ def test_a_store_of_somebody_else_is_503(page):
     assert page.api("verify", {"code": "123456"}).status == 503
 
 
-# What the browser says of where a request comes from, and whether it is this page.
+# Same-origin requests, as browsers mark them.
 ORIGINS = [
     ({"HTTP_ORIGIN": HERE}, True), ({"HTTP_SEC_FETCH_SITE": "same-origin"}, True),
     ({"HTTP_ORIGIN": HERE, "HTTP_SEC_FETCH_SITE": "same-origin"}, True),
@@ -246,7 +246,7 @@ def test_no_action_is_open_to_other_sites(page, action):
 
 
 def test_origin_null_counts_only_for_the_form_and_only_beside_sec_fetch_site(page):
-    """What Chromium sends with a form under `Referrer-Policy: no-referrer`; fetch(2) never does."""
+    """Headers of Chromium with a form under `Referrer-Policy: no-referrer`; fetch(2) never does."""
     page.api("verify", {"code": page.code()})
     opened = page.open()
     headers = {"HTTP_ORIGIN": "null", "HTTP_SEC_FETCH_SITE": "same-origin"}
