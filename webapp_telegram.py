@@ -1,8 +1,8 @@
 #!/usr/bin/python3 -EsS
-"""The link page: where an analyst connects a Telegram chat and sees what the service does for them.
+"""The link page, on which an analyst connects a Telegram chat and sees scripts and notifications.
 
 A CGI program (RFC 3875) for any web server that can log people in; `application` is the same as WSGI (PEP 3333).
-It is compiled anew for every request, being the program itself, so there is nothing here.
+Python compiles this file anew for every request, so the code is in webapp/.
 """
 
 from wsgiref.handlers import CGIHandler

@@ -153,7 +153,7 @@ def _body(message: dict, late_since: float | None, parse_mode: str) -> _Text:
     elif parse_mode == "Markdown":
         try:
             body = _Text(*markdown.parse(text))
-        except markdown.MarkdownError:
+        except ValueError:
             body = _Text(text, [])
     else:
         body = _Text(text, [], parse_mode)

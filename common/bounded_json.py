@@ -1,4 +1,4 @@
-"""JSON from somebody else: bounded in bytes, items and depth before a byte of it becomes an object.
+"""JSON reader for untrusted input: bounded in bytes, items and depth before any object is made.
 
 `{"a":1},` takes thirty times its size once parsed, so a limit in bytes alone bounds no memory. An item takes at most
 about 100 bytes beside its text.
@@ -16,7 +16,7 @@ _NOT_SKELETON = bytes(set(range(256)) - set(b'"[]{},:'))
 
 
 def loads(data: bytes, max_bytes: int, max_items: int, parse_constant=None):
-    """The value that `data` is in UTF-8. Raises ValueError where it is no JSON or over a bound.
+    """The value of `data`, JSON in UTF-8. Raises ValueError for no JSON and over a bound.
 
     Items are brackets, commas and colons outside strings.
     """
@@ -27,15 +27,15 @@ def loads(data: bytes, max_bytes: int, max_items: int, parse_constant=None):
         raise ValueError(f"it has over {max_items} brackets, commas and colons")
     if _is_deeper(skeleton, MAX_DEPTH):
         raise ValueError(f"its brackets are nested over {MAX_DEPTH} deep")
-    # Decoded here, because json.loads would take UTF-16 as well, where the skeleton is another one.
+    # json.loads would take UTF-16 as well, which has another skeleton.
     return json.loads(data.decode("utf-8-sig"), parse_constant=parse_constant)
 
 
 def _skeleton(data: bytes, max_items: int) -> bytes:
     """The brackets (all as square ones), commas and colons outside strings."""
-    # The escapes go first, so that each quote that is left begins or ends a string.
+    # Without escapes each quote begins or ends a string.
     data = data.replace(rb"\\", b"").replace(rb'\"', b"").translate(_TO_SKELETON, _NOT_SKELETON).replace(b'""', b"")
-    if data.count(b'"') // 2 > max_items + 1:  # an item stands between two strings, and re.sub needs room for each
+    if data.count(b'"') // 2 > max_items + 1:  # re.sub needs room for each
         raise ValueError(f"it has over {max_items} strings")
     return re.sub(rb'"[^"]*"?', b"", data)
 

@@ -7,6 +7,7 @@ no server may answer in chunks or with an interim answer.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from contextlib import suppress
@@ -35,54 +36,47 @@ def request(socket_path: str | os.PathLike, method: str, path: str, body=b"", he
             connection.sendall(head + body if is_bytes else head)
             for piece in () if is_bytes else body:
                 connection.sendall(piece)
-        return _Answer(connection, time.monotonic() + seconds, max_bytes).read()
+        return _answer(_received(connection, time.monotonic() + seconds, max_bytes))
 
 
-class _Answer:
-    """An answer as it arrives: `data` is what was received so far."""
+def _received(connection: socket.socket, deadline: float, max_bytes: int):
+    """The pieces that arrive until the other side closes."""
+    size = 0
+    while (seconds := deadline - time.monotonic()) > 0:
+        connection.settimeout(seconds)
+        piece = connection.recv(1 << 16)
+        if not piece:
+            return
+        size += len(piece)
+        if size > max_bytes:
+            raise ConnectionError(f"the answer is over {max_bytes} bytes")
+        yield piece
+    raise TimeoutError("timed out")
 
-    def __init__(self, connection: socket.socket, deadline: float, max_bytes: int):
-        self._connection, self._deadline, self._max_bytes = connection, deadline, max_bytes
-        self._data = bytearray()
 
-    def read(self) -> tuple[int, dict[str, str], bytes]:
-        """Read a head, and a body of its Content-Length or up to the end of the connection."""
-        while b"\r\n\r\n" not in self._data:
-            self._receive(required=True)
-        start = self._data.index(b"\r\n\r\n") + 4
-        status, headers = _head(self._data[:start - 4].decode("latin-1"))
-        length = headers.get("content-length")
-        if length is None:
-            while self._receive():
-                pass
-            return status, headers, bytes(self._data[start:])
-        if not (length.isascii() and length.isdigit() and len(length) < 20):
-            raise ConnectionError(f"the answer has a Content-Length of {length[:40]!r}")
-        end = start + int(length)
-        while len(self._data) < end:
-            self._receive(required=True)
-        return status, headers, bytes(self._data[start:end])
-
-    def _receive(self, required: bool = False) -> bool:
-        """Wait for more data; False at the end of the connection, ConnectionError where more is `required`."""
-        seconds = self._deadline - time.monotonic()
-        if seconds <= 0:
-            raise TimeoutError("timed out")
-        self._connection.settimeout(seconds)
-        piece = self._connection.recv(1 << 16)
-        if required and not piece:
+def _answer(pieces) -> tuple[int, dict[str, str], bytes]:
+    """The answer in pieces: a head, and a body of its Content-Length or up to the last piece."""
+    data, start, end = bytearray(), 0, None
+    for piece in pieces:
+        data += piece
+        if not start and b"\r\n\r\n" in data:
+            start = data.index(b"\r\n\r\n") + 4
+            status, headers, length = _head(data[:start - 4].decode("latin-1"))
+            end = None if length is None else start + length
+        if end is not None and len(data) >= end:
+            break
+    else:
+        if not start or end is not None:
             raise ConnectionError("the answer is cut off")
-        self._data += piece
-        if len(self._data) > self._max_bytes:
-            raise ConnectionError(f"the answer is over {self._max_bytes} bytes")
-        return bool(piece)
+    return status, headers, bytes(data[start:end])
 
 
-def _head(text: str) -> tuple[int, dict[str, str]]:
-    """The status and the headers of an answer. Raises ConnectionError."""
+def _head(text: str) -> tuple[int, dict[str, str], int | None]:
+    """Status, headers, and the length of the body, None where the connection's end ends it. Raises ConnectionError."""
     status_line, *lines = text.split("\r\n")
-    words = status_line.split(" ", 2)
-    if not status_line.startswith("HTTP/1.") or len(words) < 2 or not (words[1].isascii() and words[1].isdigit()):
-        raise ConnectionError(f"the answer is not HTTP: {status_line[:40]!r}")
-    fields = (line.partition(":") for line in lines)
-    return int(words[1]), {name.strip().lower(): value.strip() for name, _, value in fields}
+    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    status = re.match("HTTP/1[.][0-9] ([0-9]{3})( |$)", status_line)
+    length = headers.get("content-length")
+    if not status or length is not None and not re.fullmatch("[0-9]{1,18}", length):
+        raise ConnectionError(f"the answer is not HTTP: {text[:80]!r}")
+    return int(status[1]), headers, None if length is None else int(length)

@@ -1,15 +1,15 @@
-"""One JSON document in one file, shared by processes that do not know one another.
+"""JSON document in a file, shared by processes that do not know one another.
 
     DIR/NAME            the document; replaced by rename, so a reader sees the old one or the new one
     DIR/.NAME.lock      locked (flock) by a writer from before it reads until after it has renamed
     DIR/.NAME.tmp       the next version, while a writer holds the lock
     DIR/NAME.corrupt-*  a copy of what could not be read, named by its content
 
-Whoever writes holds the lock; whoever only reads needs none. The lock is a sibling because a rename would
-carry a lock on the document away with the old inode, and it is flock and not lockf because POSIX locks let a
-second descriptor of the same process in. A document that cannot be understood is never read as empty and
-never overwritten: repairing it, or putting a backup in its place, is left to a person. Whoever may write in the folder
-may put anything there under these names, so no link is followed, and nothing is waited for without a bound.
+A writer holds the lock; a reader needs none. The lock is a sibling because a rename would carry a lock on the
+document away with the old inode, and it is flock and not lockf because POSIX locks let a second descriptor of the same
+process in. An unreadable document is never read as empty and never overwritten: a person repairs it or puts a backup
+in its place. Another account that can write in the folder may put anything there under these names, so no link is
+followed and every wait has a bound.
 """
 
 from __future__ import annotations
@@ -58,10 +58,9 @@ def sync_directory(path: Path) -> None:
 def write_atomic(path: Path, data: bytes, mode: int, sync=sync_directory) -> None:
     """Replace `path` by `data` so that after a crash it is whole, old or new; durable on return.
 
-    `mode` is set as it is, whatever the umask, because a group shares these files. One writer a path at a
-    time: callers hold the lock or own the name. `sync(folder)` makes its names durable. Raises OSError, and then
-    nothing has changed, unless it was only the folder that could not be synced: then the new content is there and may
-    not outlive a power cut.
+    `mode` is set whatever the umask, because a group shares these files. One writer a path at a time: callers hold the
+    lock or own the name. `sync(folder)` makes its names durable. Raises OSError, and then nothing has changed, unless
+    only the folder could not be synced: then the new content is there and may not outlive a power cut.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     descriptor = _create(temporary)
@@ -88,16 +87,15 @@ def _create(path: Path) -> int:
     try:
         return os.open(path, flags, 0o600)
     except FileExistsError:
-        # A writer that was killed left it, and it may belong to another user of the group: it can be unlinked,
-        # which is not so of changing its mode.
+        # Left by a killed writer, perhaps another user of the group, who alone could change its mode.
         os.unlink(path)
         return os.open(path, flags, 0o600)
 
 
 @contextmanager
 def locked(path: Path, mode: int):
-    """Hold the exclusive lock on `path`, made if it is not there. Raises StoreError where somebody else holds it for
-    longer than LOCK_SECONDS, and OSError."""
+    """Hold the exclusive lock on `path`, made if missing. Raises StoreError after LOCK_SECONDS of waiting, and
+    OSError."""
     descriptor = _open_regular(path, os.O_RDWR | os.O_CREAT, mode)
     try:
         if os.fstat(descriptor).st_uid == os.geteuid():
@@ -122,7 +120,7 @@ def _lock(descriptor: int, path: Path) -> None:
 
 
 def _holder(descriptor: int) -> str:
-    """The process that has a lock on a file (proc_locks(5)), as far as this one may know of it."""
+    """The process that holds the lock on a file (proc_locks(5)), if this one may see it."""
     status = os.fstat(descriptor)
     file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     with suppress(OSError, ValueError):
@@ -136,7 +134,7 @@ def _holder(descriptor: int) -> str:
 
 
 def _open_regular(path: Path, flags: int, mode: int = 0) -> int:
-    """open(2) that follows no link and waits for nobody. Raises OSError, for what is no regular file too."""
+    """open(2) that follows no link and does not block. Raises OSError, also for anything but a regular file."""
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -149,7 +147,7 @@ def _open_regular(path: Path, flags: int, mode: int = 0) -> int:
 
 
 class JsonStore:
-    """A JSON object in a file. Raises StoreError where the file cannot be used, CorruptStore where it is bad."""
+    """A JSON object in a file. Raises StoreError for a file that cannot be used, CorruptStore for bad content."""
 
     def __init__(self, path: Path, mode: int = 0o660):
         self.path = Path(path)
@@ -159,25 +157,25 @@ class JsonStore:
         self._parsing = threading.Lock()
 
     def read(self) -> dict:
-        """The document, `{}` where there is no file. Parsed once a version: it is shared, do not change it."""
+        """The document, `{}` without a file. Parsed once a version and shared: do not change it."""
         cached = self._cached
         if cached and cached[0] == self.version():
             return cached[1]
-        with self._parsing:  # a large one takes memory, which many threads at once do not have
+        with self._parsing:  # a large document takes memory, so one thread at a time
             cached = self._cached
             if not cached or cached[0] != self.version():
-                cached = self._cached = None  # not two of them in memory
+                cached = self._cached = None  # frees the old document first
                 version, data = self._load()
                 cached = self._cached = (version, self._parse(data) if version else {})
             return cached[1]
 
     def is_read(self) -> bool:
-        """Whether `read` would parse nothing."""
+        """True if `read` would answer from memory."""
         cached = self._cached
         return cached is not None and cached[0] == self.version()
 
     def version(self) -> tuple:
-        """What changes whenever the file does; empty where there is none. Costs one stat(2)."""
+        """Version of the file, empty without one. Costs one stat(2)."""
         try:
             return _version(os.lstat(self.path))
         except FileNotFoundError:
@@ -187,7 +185,7 @@ class JsonStore:
 
     @contextmanager
     def update(self):
-        """Lock, read, let the caller change the object, write it. An exception inside leaves the file as it was."""
+        """Lock, read, yield the object to be changed, write it. An exception inside leaves the file as it was."""
         try:
             with locked(self._lock_path, self.mode):
                 version, data = self._load()
@@ -229,10 +227,10 @@ class JsonStore:
         )
 
     def _keep(self, data: bytes) -> str:
-        import hashlib  # a runner that finds nothing wrong need not load it
+        import hashlib  # rarely needed
         digest = hashlib.sha256(data).hexdigest()[:8]
         with suppress(OSError):
-            if os.lstat(self.path).st_nlink > 1:  # perhaps another's file, whose readers are fewer than the copy's
+            if os.lstat(self.path).st_nlink > 1:  # perhaps a link to another's file, with fewer readers than the copy
                 return ""
         copy = self.path.with_name(f"{self.path.name}.corrupt-{digest}")
         try:
@@ -249,7 +247,7 @@ def _encode(document: dict) -> bytes:
     try:
         return json.dumps(document, ensure_ascii=False, indent=1).encode() + b"\n"
     except UnicodeEncodeError:
-        # Half of a surrogate pair is a legal JSON escape and no character: only as an escape can it be kept.
+        # Half of a surrogate pair has no bytes in UTF-8; it can be kept only as an escape.
         return json.dumps(document, indent=1).encode() + b"\n"
 
 

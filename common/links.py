@@ -1,14 +1,14 @@
-"""Which login has which Telegram chat, and the codes that link them.
+"""Links between logins and Telegram chats, and the codes that make them.
 
     telegram_users.json   {username: {"chat_id": int, "linked_at": "2026-01-31T12:00:00Z", "uid": int, …}}
     pending_codes.json    {code: {"chat_id": int, "created_at": unix seconds, …}}
 
-The bot and the web page write both. Whoever needs both locks the codes first. A code is used up after the link
-is on disk: a crash between leaves the link made and the code usable for the same chat, never neither.
+The bot and the web page write both. Lock order: codes, then users. A code is used up after the link is on disk: a
+crash in between leaves the link made and the code usable for the same chat.
 
-A name is not a person: a link is of the account with its name and its uid, and is not used while the name belongs to
-another uid. A name that cannot be looked up proves nothing (a directory may be away), so a link with a uid stays one. A
-link that other software wrote without a uid gets that of the account of its name.
+A name is not a person: a link belongs to an account by name and uid, and is not used while the name has another uid.
+A failed look-up proves nothing (a directory may be away), so a link with a uid stays in use. A link that other software
+wrote without a uid gets the uid of the account of its name.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ CHECKED_LINKS = 200
 
 
 class LinkError(Problem):
-    """A code that links nothing; the message says why, for the person who typed it."""
+    """A code that links nothing; the message gives its reader, who typed it, the reason."""
 
     def __init__(self, message: str):
         super().__init__(404, message)
 
 
 class Link:
-    """One link as it is on disk: `chat_id`, `uid` (None where other software left it out), `linked_at` (ISO 8601, UTC),
-    `blocked` (a reason, or None), and the chat that it took the place of (`previous`, or None)."""
+    """One link as on disk: `chat_id`, `uid` (None where other software left it out), `linked_at` (ISO 8601, UTC),
+    `blocked` (a reason, or None), and the id of the chat it replaced (`previous`, or None)."""
 
     __slots__ = ("user", "uid", "chat_id", "linked_at", "blocked", "welcomed", "name", "previous")
 
@@ -55,7 +55,7 @@ class Link:
         self.previous = previous if type(previous) is int else None
 
     def why_unused(self) -> str | None:
-        """The reason why this link links nobody now, None where it does."""
+        """Reason why this link is not in use now, None where it is."""
         uid = uid_of(self.user)
         if uid is None:
             return f"there is no account {self.user}" if self.uid is None else None
@@ -65,7 +65,7 @@ class Link:
 
 
 def uid_of(user: str) -> int | None:
-    """The uid of the account of that name; None where none is found, which a directory that is away looks like, too."""
+    """The uid of the account of that name; None where there is none, or its directory is away."""
     try:
         return pwd.getpwnam(user).pw_uid
     except (KeyError, ValueError):  # ValueError: a name with a NUL in it
@@ -100,7 +100,7 @@ class Links:
     def all(self) -> dict[str, Link]:
         """Every link by username, without those found unused; shared, do not change it.
 
-        To look up all accounts at once takes seconds where there are 100,000; `check_accounts` does it bit by bit."""
+        To look up 100,000 accounts at once takes seconds; `check_accounts` does it in steps."""
         by_user, change, cached = self._indexed()[1], self._change_of_unused, self._used
         if cached is None or cached[0] is not by_user or cached[1] is not change:
             used = {user: link for user, link in by_user.items() if (user, link.uid) not in self._unused}
@@ -129,7 +129,7 @@ class Links:
                         users[user]["uid"] = uid
 
     def create_code(self, chat_id: int, chat_name: str, now: float | None = None) -> str:
-        """A new six-digit code for a chat, valid CODE_SECONDS. Older ones of the chat and expired ones go."""
+        """Make a six-digit code for a chat, valid CODE_SECONDS. Older codes of the chat and expired ones go."""
         now = time.time() if now is None else now
         with self._codes.update() as codes:
             for code in [code for code, entry in codes.items()
@@ -147,14 +147,14 @@ class Links:
                     entry["created_at"] = int(now)
 
     def peek(self, code: str, now: float | None = None) -> dict:
-        """What stands behind a code, without using it up. Raises LinkError."""
+        """The entry of a code, which stays valid. Raises LinkError."""
         return _valid_entry(self._codes.read(), code, time.time() if now is None else now)
 
     def redeem(self, code: str, user: str, uid: int, now: float | None = None) -> int:
-        """Link the account `user` to the chat behind `code` and use the code up, in one locked section; the chat's id.
-        Raises LinkError.
+        """Link the account `user` to the chat of `code` and use the code up, in one locked section. Returns the chat's
+        id. Raises LinkError.
 
-        It ends the link of another login that the chat has got since it was given the code."""
+        Ends the link that another login has made with the chat since."""
         now = time.time() if now is None else now
         with self._codes.update() as codes:
             entry = _valid_entry(codes, code, now)
@@ -165,10 +165,9 @@ class Links:
         return entry["chat_id"]
 
     def link(self, user: str, uid: int, chat_id: int, chat_name: str, now: float) -> None:
-        """Link the account `user` to a chat that has confirmed it, in place of the chat of `user` and of others of the
-        chat.
+        """Link the account `user` to a chat that has confirmed it. Ends other links of the user and of the chat.
 
-        A link that is there already stays as it is: it is not news."""
+        The same link stays as it is, since it is no news."""
         with self._users.update() as users:
             _free_chat(users, chat_id, user)
             record = users.get(user)
@@ -197,16 +196,16 @@ class Links:
         self._change([link], chat_id=chat_id)
 
     def to_welcome(self, now: float) -> list[Link]:
-        """Links that nobody has been told of in their chat. One older than a day is no news any more."""
+        """Links of the last day that have not been announced in their chat."""
         since, until = _iso(now - WELCOME_SECONDS), _iso(now + WELCOME_SECONDS)
-        # Times of this form sort as text does; to parse them takes half a second where there are 100,000.
+        # Times of this form sort as text; to parse 100,000 takes half a second.
         return [link for link in self.all().values() if not link.welcomed and since < link.linked_at < until]
 
     def _change(self, links: list[Link], **fields) -> None:
         with self._users.update() as users:
             for link in links:
                 record = users.get(link.user)
-                # The person may have linked another chat meanwhile: what is known of the old one is not true of it.
+                # The person may have linked another chat meanwhile, for which these fields are not true.
                 if _is_record(record) and record["chat_id"] == link.chat_id:
                     record.update(fields)
 
@@ -224,7 +223,7 @@ class Links:
 
     def _indexed(self) -> tuple[dict, dict[str, Link], dict[int, Link]]:
         if not self._users.is_read():
-            self._index = self._used = None  # the old document is to go before the new one comes
+            self._index = self._used = None  # free the old document before the new one is read
         document = self._users.read()
         index = self._index
         if index is None or index[0] is not document:
@@ -249,18 +248,18 @@ def _make_index(document: dict) -> tuple[dict[str, Link], dict[int, Link]]:
 
 
 def _free_chat(users: dict, chat_id: int, user: str) -> None:
-    """A chat has one login: take the chat from all but `user`."""
+    """Take the chat from all but `user`: a chat has one login."""
     for other in [other for other, record in users.items()
                   if other != user and _is_record(record) and record["chat_id"] == chat_id]:
         del users[other]
 
 
 def _put(users: dict, user: str, uid: int, chat_id: int, chat_name: str, now: float) -> None:
-    """A new link. What other software keeps with it stays; what was known of the old chat goes."""
+    """Write a link. Fields of other software stay, facts about the old chat go."""
     old = users[user] if isinstance(users.get(user), dict) else {}
     kept = {name: value for name, value in old.items() if name not in ("blocked", "welcomed_at", "previous_chat_id")}
     users[user] = kept | {"uid": uid, "chat_id": chat_id, "linked_at": _iso(now), "chat_name": chat_name}
-    # The chat of somebody who had the name before is told nothing of the person who has it now.
+    # The chat of a former holder of the name must learn nothing of the present one.
     is_same_person = old.get("uid") in (uid, None)
     if _is_record(old) and old["chat_id"] != chat_id and is_same_person and not old.get("blocked"):
         users[user]["previous_chat_id"] = old["chat_id"]

@@ -18,7 +18,7 @@ LOG_COPY_BYTES = 4 << 20
 
 
 class _Format(logging.Formatter):
-    """Lines for the journal (`<N>` priorities) or for a person, without the secrets it was told of."""
+    """Lines for the journal (`<N>` priorities) or for a person, without the given secrets."""
 
     _PRIORITY = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
 
@@ -28,7 +28,7 @@ class _Format(logging.Formatter):
         self._secrets = secrets
 
     def formatMessage(self, record):
-        """A name or an answer from outside must not be able to write lines of its own, or long ones."""
+        """Keep names and answers from outside from writing further lines, or long ones."""
         record.message = record.message[:MAX_MESSAGE]
         if not record.message.isprintable():
             record.message = "".join(char if char.isprintable() else repr(char)[1:-1] for char in record.message)
@@ -61,16 +61,15 @@ def set_up_log(copy: Path | None = None, secrets: tuple = (), verbose: bool = Fa
 
 
 class _Copy(logging.FileHandler):
-    """A file of this account's, in a folder where others may put anything in its place; and beside it, as `NAME.1`, the
-    one before it, once that had LOG_COPY_BYTES.
+    """Log file in a folder where other accounts may put anything in its place. At LOG_COPY_BYTES it becomes `NAME.1`.
 
-    logging.handlers has one too, which takes a megabyte, milliseconds of a start, and two stat(2) for each line."""
+    logging.handlers costs a megabyte, milliseconds of a start, and two stat(2) a line."""
 
     def __init__(self, path: Path):
         super().__init__(path, encoding="utf-8", errors="backslashreplace")
 
     def _open(self):
-        """For its owner and root alone. Raises OSError for what is no regular file of this account's."""
+        """Open for the owner and root alone. Raises OSError for anything but a regular file of this account."""
         descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
                              | os.O_NONBLOCK, 0o600)
         status = os.fstat(descriptor)
@@ -93,7 +92,7 @@ class _Copy(logging.FileHandler):
             os.replace(self.baseFilename, f"{self.baseFilename}.1")
             new = self._open()
         except OSError:
-            os.ftruncate(self.stream.fileno(), 0)  # somebody stands in the way, and it is to grow no more
+            os.ftruncate(self.stream.fileno(), 0)  # something is in the way, and the file must not grow
         else:
             self.stream.close()
             self.stream = new

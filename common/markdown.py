@@ -13,6 +13,8 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 
+from common.settings import without_case
+
 SPACE = " \t\r\n\0\v"
 _MAX_USER_ID = (1 << 40) - 1
 _TYPES = {"*": "bold", "_": "italic", "`": "code"}
@@ -29,12 +31,9 @@ _USER_LINK = re.compile(r"tg:(?://)?user/?\?([^#]*)")
 _ESCAPABLE = re.compile(r"([_*`\[])")
 
 
-class MarkdownError(ValueError):
-    """The text is not legal Markdown; the message is Telegram's description of why."""
-
-
 def parse(text: str) -> tuple[str, list[dict]]:
-    """The text without its markup, and its entities. Raises MarkdownError where an entity does not end."""
+    """The text without its markup, and its entities. Raises ValueError, with Telegram's description, where an entity
+    does not end."""
     parser = _Parser(text)
     position = 0
     while special := _SPECIAL.search(text, position):
@@ -70,12 +69,12 @@ def _to_utf16(entity: dict, wide: list[int]) -> dict:
 
 
 def _size(text: str) -> int:
-    """Bytes of UTF-8, half a surrogate pair counted as the three bytes it takes."""
+    """Length in UTF-8; half a surrogate pair takes three bytes."""
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 class _Parser:
-    """What was read so far: pieces of plain text, their length in code points, bytes of markup removed."""
+    """Text read so far: pieces of plain text, their length in code points, bytes of markup removed."""
 
     def __init__(self, text: str):
         self.text = text
@@ -103,7 +102,7 @@ class _Parser:
         end = self.text.find(closing, start)
         if end < 0:
             offset = _size(self.text[:begin])
-            raise MarkdownError(f"Can't find end of the entity starting at byte offset {offset}")
+            raise ValueError(f"Can't find end of the entity starting at byte offset {offset}")
         return self.text[start:end], end + len(closing)
 
     def _add(self, content: str, entity: dict) -> None:
@@ -151,7 +150,7 @@ class _Parser:
 
 
 def link_entity(url: str) -> dict:
-    """What the url of a link makes of its text; {} when it is no link."""
+    """Entity of a link's text, {} for a url that is no link."""
     user_id = _mentioned_user(url)
     if user_id:
         return {"type": "text_mention", "user_id": user_id}
@@ -159,15 +158,9 @@ def link_entity(url: str) -> dict:
     return {"type": "text_link", "url": checked} if checked else {}
 
 
-def _lower(text: str) -> str:
-    """Lower case of ASCII letters alone, as TDLib has it."""
-    return text.lower() if text.isascii() else text.encode("utf-8", "surrogatepass").lower().decode(
-        "utf-8", "surrogatepass")
-
-
 def _mentioned_user(url: str) -> int | None:
     """The id in `tg://user?id=N` (LinkManager::get_link_user_id)."""
-    link = _USER_LINK.match(_lower(url))
+    link = _USER_LINK.match(without_case(url))
     if not link:
         return None
     for parameter in link[1].split("&"):
@@ -187,7 +180,7 @@ def _checked_link(link: str) -> str | None:
     """The link as Telegram writes it, None when it is none (LinkManager::get_checked_link)."""
     scheme = _TG_LINK.match(link)
     if scheme:
-        return _checked_tg_link(_lower(scheme[1]), link[scheme.end():])
+        return _checked_tg_link(without_case(scheme[1]), link[scheme.end():])
     url = _parse_url(link)
     if not url or ("." not in url.host and not url.host.startswith("[")):
         return None
@@ -198,7 +191,7 @@ def _checked_link(link: str) -> str | None:
 
 def _checked_tg_link(scheme: str, link: str) -> str | None:
     url = _parse_url(link)
-    if not url or _lower(link).startswith("http://") or url.protocol == "https" or url.userinfo or url.port:
+    if not url or without_case(link).startswith("http://") or url.protocol == "https" or url.userinfo or url.port:
         return None
     if not re.fullmatch("[a-z0-9_.-]+" if scheme == "tonsite" else "[a-z0-9_-]+", url.host):
         return None
@@ -221,14 +214,14 @@ def _parse_url(url: str) -> _Url | None:
     """TDLib's `parse_url`: None where it gives an error; port 0 where none is named."""
     protocol = "http"
     if scheme := _PROTOCOL.match(url):
-        protocol = _lower(scheme[1])
+        protocol = without_case(scheme[1])
         url = url[scheme.end():]
     if protocol not in ("http", "https"):
         return None
     query_at = re.search(r"[/?#]|\Z", url).start()
     authority, port = _split_port(url[:query_at])
     userinfo, _, host = authority.rpartition("@")
-    host = _lower(host)
+    host = without_case(host)
     if port is None or not _host_is_valid(host, userinfo):
         return None
     return _Url(protocol, userinfo, host, port, _query(url[query_at:]))

@@ -94,7 +94,7 @@ def _unpack(data, delimiter: bytes, photo, max_text: int) -> tuple[dict, str | N
 
 
 def _parts(data, delimiter: bytes):
-    """Each part: the bytes of its header, and where its content starts and ends."""
+    """For each part, the bytes of its header, and the start and end of its content."""
     position = data.find(delimiter)
     if position != 0 and (position < 0 or data[position - 2:position] != b"\r\n"):
         raise Problem(400, "the form does not begin with its boundary")
@@ -120,7 +120,7 @@ def _disposition(header: bytes) -> dict[str, str]:
 
 
 def _parameters(value: str) -> dict[str, str]:
-    """The parameters of a header's value, the first of each name in lower case; what follows a defect is left out."""
+    """The parameters of a header's value, the first of each name in lower case, up to a defect."""
     found, position = {}, value.find(";")
     while position >= 0 and (match := _PARAMETER.match(value, position)):
         quoted = match[2]

@@ -1,4 +1,4 @@
-"""The script contract: what a script prints, and when what it found is due again.
+"""Script contract: the JSON object that a script prints, and its cooldown.
 
 A script prints one JSON object in UTF-8:
 
@@ -9,8 +9,8 @@ A script prints one JSON object in UTF-8:
     cooldown    "<n>m", "<n>h" or "<n>d"; default "1h"
     data        object, passed on
 
-Every field is judged in every run, so that a mistake shows before the day of the alert. A field that is null
-counts as left out, and fields of other names are ignored.
+Every field is checked in every run, so that a mistake shows before the day of the alert. A null field counts as left
+out, unknown fields are ignored.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MAX_ITEMS = 100_000
 _SIGNATURES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpg"}
 
 Notification = namedtuple("Notification", "notify title message image_path cooldown data")
-Notification.__doc__ = """What a script said: `cooldown` in seconds; "" and {} where there is nothing."""
+Notification.__doc__ = """Output of a script: `cooldown` in seconds; "" and {} for missing fields."""
 
 
 class ContractError(ValueError):
@@ -67,10 +67,9 @@ def parse_cooldown(text: str) -> int:
 
 
 def cooldown_over(last_sent: float | None, cooldown: int, now: float) -> bool:
-    """Is a message due again? All times in unix seconds; `last_sent` None where nothing was sent yet.
+    """True if a message is due again. All times in unix seconds; `last_sent` None if nothing was sent yet.
 
-    A time of sending that is still to come was written before the clock was set back; it must not silence a
-    script until then.
+    A `last_sent` in the future was written before the clock was set back, and does not silence the script.
     """
     return last_sent is None or last_sent > now or now - last_sent >= cooldown
 

@@ -1,4 +1,4 @@
-"""From the runner to the bot: what is to be sent stays on disk until the bot has it.
+"""Spool: messages stay on disk until the bot has them.
 
     UNSENT/ID.json      a message: its Idempotency-Key, its fields, and what it is about; written last
     UNSENT/ID.image     its picture, a copy, so that a script may overwrite its own
@@ -23,7 +23,7 @@ from common.jsonstore import CorruptStore, StoreError, sync_directory, write_ato
 from common.script_output import image_kind
 from notify_scripts import ScriptsError, unix_time
 
-log = logging.getLogger("handover")
+log = logging.getLogger("spool")
 
 MAX_PENDING = 200
 MAX_FAILURES = 2
@@ -54,10 +54,10 @@ def picture(path: str) -> tuple[int, int]:
     raise ScriptsError(f"{path} is not a PNG or JPEG", os.EX_DATAERR)
 
 
-class Handover:
-    """The messages of one account on their way to the bot. `accepted(message)` is called for each it took.
+class Spool:
+    """The messages of one account that are to be posted. `accepted(message)` is called for each that the bot took.
 
-    `pending` has those on disk, oldest first; `sent` counts what the bot took.
+    `pending` has those on disk, oldest first; `sent` counts those the bot took.
     """
 
     def __init__(self, folder: Path, bot_socket: str, accepted):
@@ -69,28 +69,24 @@ class Handover:
         self.pending = self._load()
 
     def post_pending(self) -> None:
-        """Post what earlier passes kept, oldest first."""
+        """Post the messages of earlier passes, oldest first."""
         for message in list(self.pending):
             self._post(message)
 
-    def send(self, message: Message, spare_key: str, image_path: str = "") -> bool:
-        """Keep the message, then post it, under `spare_key` where it cannot be kept.
-
-        False where it is neither with the bot nor kept for later.
-        """
+    def send(self, message: Message, spare_key: str, image_path: str = "") -> None:
+        """Keep the message, then post it; under `spare_key` where it cannot be kept."""
         if len(self.pending) >= MAX_PENDING:
-            # Those that wait are older news, but promised; the script will find again what is still true.
+            # The older messages were promised; the script will find again what is still true.
             log.error("%s: not kept: %d messages wait for the bot already", message.name, len(self.pending))
-            return False
+            return
         try:
             message = self._keep(message, image_path)
-        except OSError as error:
-            # A full disk is a thing one wants to hear of: the message goes out, with nothing to fall back on.
+        except OSError as error:  # sent even if the disk is full
             log.error("%s: cannot be kept in %s: %s", message.name, self._folder, error.strerror)
             message = message._replace(key=spare_key)
             if image_path:
                 message = _without_image(message, f"no room for a copy: {error.strerror}")
-        return self._post(message)
+        self._post(message)
 
     def _load(self) -> list[Message]:
         try:
@@ -104,15 +100,14 @@ class Handover:
         pending = [message for message in pending if message]
         known = {message.image for message in pending}
         for name in names:
-            if name.endswith(".image") and name not in known:  # of a runner that died before the message
+            if name.endswith(".image") and name not in known:  # of a runner that died before it wrote the message
                 self._remove(name)
         return pending
 
     def _read(self, identity: str) -> Message | None:
         path = self._folder / f"{identity}.json"
         try:
-            fields = json.loads(path.read_bytes())
-            message = Message(id=identity, **fields)
+            message = Message(id=identity, **json.loads(path.read_bytes()))
             if not all(isinstance(getattr(message, name), str) for name in _TEXTS):
                 raise TypeError("a field is not a string")
             if None in (unix_time(message.created), unix_time(message.since)):
@@ -127,17 +122,15 @@ class Handover:
     def _keep(self, message: Message, image_path: str) -> Message:
         self._folder.mkdir(0o700, exist_ok=True)
         last = int(self.pending[-1].id) if self.pending and self.pending[-1].id.isdigit() else 0
-        identity = f"{max(time.time_ns(), last + 1):020d}"
-        image = ""
+        message = message._replace(id=f"{max(time.time_ns(), last + 1):020d}")
         if image_path:
             try:
-                image = self._copy(image_path, f"{identity}.image")
+                message = message._replace(image=self._copy(image_path, f"{message.id}.image"))
             except ScriptsError as error:
                 message = _without_image(message, str(error))
-        message = message._replace(id=identity, image=image)
         fields = message._asdict()
         del fields["id"]
-        write_atomic(self._folder / f"{identity}.json", json.dumps(fields).encode(), 0o600)
+        write_atomic(self._folder / f"{message.id}.json", json.dumps(fields).encode(), 0o600)
         self.pending.append(message)
         return message
 
@@ -155,40 +148,35 @@ class Handover:
             raise
         return name
 
-    def _post(self, message: Message) -> bool:
+    def _post(self, message: Message) -> None:
         if self._failures >= MAX_FAILURES:
-            return bool(message.id)
-        from bot import http_server  # most passes send nothing, and need not pay for it
+            return
+        from common import http_client  # most passes send nothing and do without
 
-        path, headers, body = _request(message, self._folder)
+        path, body, headers = _request(message, self._folder)
         headers["Idempotency-Key"] = message.key
         try:
-            status, _, answer = http_server.request(self._bot_socket, "POST", path, body, headers, POST_SECONDS)
+            status, _, answer = http_client.request(self._bot_socket, "POST", path, body, headers, POST_SECONDS)
         except OSError as error:
-            return self._not_now(message, error)
-        return self._answered(message, status, answer)
-
-    def _not_now(self, message: Message, error: OSError | str) -> bool:
-        away = isinstance(error, (FileNotFoundError, ConnectionRefusedError, PermissionError, str))
-        self._failures = MAX_FAILURES if away else self._failures + 1
-        reason = error if isinstance(error, str) else error.strerror or error
-        kept = "kept and sent first at the next pass" if message.id else "not kept"
-        log.warning("%s: the bot on %s did not take it: %s; it is %s", message.name, self._bot_socket, reason,
-                    kept)
-        return bool(message.id)
-
-    def _answered(self, message: Message, status: int, answer: bytes) -> bool:
+            away = isinstance(error, (FileNotFoundError, ConnectionRefusedError, PermissionError))
+            self._retry_later(message, error.strerror or error, away)
+            return
         if 200 <= status < 300:
-            return self._taken(message)
-        reason = _reason(status, answer)
-        if status in (408, 429) or status >= 500 and status != 502:
-            return self._not_now(message, reason)
-        advice = _ADVICE.get(status)
-        log.error("%s: not sent: %s%s", message.name, reason, f"; {advice}" if advice else "")
-        self._forget(message)
-        return False
+            self._taken(message)
+        elif status in (408, 429) or status >= 500 and status != 502:
+            self._retry_later(message, _reason(status, answer), True)
+        else:
+            advice = f"; {_ADVICE[status]}" if status in _ADVICE else ""
+            log.error("%s: not sent: %s%s", message.name, _reason(status, answer), advice)
+            self._forget(message)
 
-    def _taken(self, message: Message) -> bool:
+    def _retry_later(self, message: Message, reason, away: bool) -> None:
+        """Leave the message where it is. A bot that is `away` gets no further message in this pass."""
+        self._failures = MAX_FAILURES if away else self._failures + 1
+        log.warning("%s: the bot on %s did not take it: %s; it is %s", message.name, self._bot_socket, reason,
+                    "kept and sent first at the next pass" if message.id else "not kept")
+
+    def _taken(self, message: Message) -> None:
         self.sent += 1
         log.info("%s: sent (%s)", message.name, message.kind)
         try:
@@ -196,11 +184,10 @@ class Handover:
         except CorruptStore as error:
             log.error("%s: %s", message.name, error)
         except StoreError as error:
-            # Left where it is it holds its cooldown, and posted again under its key it is not sent again.
+            # Left on disk it holds its cooldown, and posted again under its key it is not sent again.
             log.error("%s: %s", message.name, error)
-            return True
+            return
         self._forget(message)
-        return True
 
     def _forget(self, message: Message) -> None:
         if not message.id:
@@ -212,7 +199,7 @@ class Handover:
         sync_directory(self._folder)
 
     def _remove(self, name: str) -> None:
-        """What cannot be removed, such as a folder of that name, is left: it must not keep messages back."""
+        """Remove a file. A failure is logged only: something in its place must not keep messages back."""
         try:
             (self._folder / name).unlink(missing_ok=True)
         except OSError as error:
@@ -234,7 +221,7 @@ def _without_image(message: Message, reason: str) -> Message:
 
 
 def _text(message: Message) -> str:
-    """The text, which says so when it is old news."""
+    """The text, with the time it was written if that is long ago."""
     if 0 <= time.time() - message.created < LATE_SECONDS:
         return message.text
     written = time.strftime("%Y-%m-%d %H:%M", time.localtime(message.created))
@@ -242,40 +229,17 @@ def _text(message: Message) -> str:
 
 
 def _request(message: Message, folder: Path) -> tuple:
-    """`(path, headers, body)` of the request that posts the message."""
+    """`(path, body, headers)` of the request that posts the message; a picture is read while it is sent."""
     image = None
     if message.image:
         try:
             image = open(folder / message.image, "rb")
         except OSError as error:
             message = _without_image(message, f"its copy cannot be read: {error.strerror}")
-    fields = {"title": message.title, "text": _text(message), "parse_mode": "Markdown",
-              "script": message.name, "wait": 0}
+    fields = {"title": message.title, "parse_mode": "Markdown", "script": message.name, "wait": 0}
     if image:
-        return _form(fields, image)
-    body = json.dumps(fields, ensure_ascii=False).encode()
-    return "/send", {"Content-Type": "application/json"}, body
-
-
-def _form(fields: dict, image) -> tuple:
-    """The same as multipart/form-data (RFC 7578), the picture read from its file while it is sent."""
-    boundary = os.urandom(16).hex()
-    fields["caption"] = fields.pop("text")
-    parts = [f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
-             for name, value in fields.items()]
-    kind = "png" if image.peek(1).startswith(b"\x89") else "jpeg"
-    parts.append(f'--{boundary}\r\nContent-Disposition: form-data; name="photo"; '
-                 f'filename="image.{kind}"\r\nContent-Type: image/{kind}\r\n\r\n')
-    head, tail = "".join(parts).encode(), f"\r\n--{boundary}--\r\n".encode()
-    size = os.fstat(image.fileno()).st_size
-
-    def body():
-        yield head
-        with image:
-            while data := image.read(_CHUNK):
-                yield data
-        yield tail
-
-    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}",
-               "Content-Length": str(len(head) + size + len(tail))}
-    return "/send_photo", headers, body()
+        from common import multipart
+        kind = "png" if image_kind(image.peek(16)) == "png" else "jpeg"
+        return "/send_photo", *multipart.pack(fields | {"caption": _text(message)}, {"photo": (f"image.{kind}", image)})
+    body = json.dumps(fields | {"text": _text(message)}, ensure_ascii=False).encode()
+    return "/send", body, {"Content-Type": "application/json"}

@@ -1,6 +1,6 @@
-"""The link page as a WSGI application: which path does what.
+"""The link page as a WSGI application: its routes.
 
-    /telegram, /telegram/webapp.*   for a browser, see webapp_browser
+    /telegram, /telegram/webapp.*   for a browser, see page.py
     /api/telegram/*                 the same as JSON
 """
 
@@ -26,13 +26,13 @@ def application(environ: dict, start_response):
     request = Request(environ)
     try:
         status, headers, body = _answer(request)
-    except Problem as problem:
-        status, headers, body = _problem(request, problem)
-    except StoreError as error:
+    except StoreError as error:  # its own sentence names a file, and is for the administrator
         print(f"notify: {error}", file=sys.stderr)
         status, headers, body = _problem(request, Problem(
             503, "The files of the notification service cannot be read or written now. Try again in a minute; if it "
                  "stays so, the administrator finds the reason in the error log of the web server."))
+    except Problem as problem:
+        status, headers, body = _problem(request, problem)
     request.drop_body()
     headers = _guards(request) | {"Content-Length": str(len(body))} | headers
     start_response(f"{status} {HTTPStatus(status).phrase}", list(headers.items()))
@@ -46,8 +46,8 @@ def _guards(request: Request) -> dict:
 
 def _answer(request: Request) -> tuple[int, dict, bytes]:
     if request.path == PAGE or request.path.startswith(f"{PAGE}/webapp."):
-        from webapp import browser  # the API is asked every few seconds by a page that waits, and needs nothing of it
-        return browser.answer(request)
+        from webapp import page  # a page that waits asks the API every few seconds
+        return page.answer(request)
     action = request.path.removeprefix(API) if request.path.startswith(API) else ""
     if action == "status":
         request.require_method("GET", "HEAD")
@@ -62,8 +62,8 @@ def _answer(request: Request) -> tuple[int, dict, bytes]:
 
 def _problem(request: Request, problem: Problem) -> tuple[int, dict, bytes]:
     if request.wants_html:
-        from webapp import browser
-        return browser.problem(request, problem)
+        from webapp import page
+        return page.problem(request, problem)
     return _json(problem.status, {"error": str(problem)}, problem.headers)
 
 

@@ -1,7 +1,7 @@
-"""Who is logged in, and whether they are an analyst here.
+"""Login of a request: the analyst's account behind it.
 
-Only REMOTE_USER together with AUTH_TYPE says who: the web server sets both and no client can (RFC 3875, 4.1.1 and
-4.1.11). What clients send arrives in names that begin with HTTP_, which nobody here reads.
+Only REMOTE_USER together with AUTH_TYPE is identity: the web server sets both and no client can (RFC 3875, 4.1.1 and
+4.1.11). Values from clients have names that begin with HTTP_ and are never read here.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from common.settings import PageSettings, without_case
 
 # The AuthTypes of mod_auth_openidc, with which an address counts only when the provider says that it was verified.
 OPENID = {"openid-connect", "oauth20", "auth-openidc"}
-# Google verifies the address of an account that anybody registered, of any domain, and it stays verified when its owner
-# has left that domain; `hd` names the organisation whose account it is ("OpenID Connect", "An ID token's payload").
+# Google verifies any address of any domain once, even if its owner leaves the domain later; `hd` names the organisation
+# that the account belongs to ("OpenID Connect", "An ID token's payload").
 GOOGLE = {"https://accounts.google.com", "accounts.google.com"}
 FIRST_PERSON, NOBODY = 1000, 65534
 
 
 def logged_in(environ: dict, settings: PageSettings) -> str:
-    """The account of whoever is logged in. Raises Problem (401, 403), StoreError where usernames.json is unusable."""
+    """The account of the login. Raises Problem (401, 403), StoreError where usernames.json is unusable."""
     kind, login = environ.get("AUTH_TYPE", ""), environ.get("REMOTE_USER", "")
     if not kind or not login:
         raise Problem(401, "You are not logged in. If you just were, reload the page; if this stays, ask the "
@@ -44,7 +44,7 @@ def _domain(address: str) -> str:
 
 
 def _require_verified(environ: dict, kind: str) -> None:
-    """`email_verified` of OpenID Connect Core, 5.1; a provider may leave it out for who merely says so."""
+    """Require `email_verified` (OpenID Connect Core, 5.1). A provider may leave it out for an unverified address."""
     verified = environ.get("OIDC_CLAIM_email_verified")
     if verified is None and kind.lower() not in OPENID:
         return
@@ -54,7 +54,7 @@ def _require_verified(environ: dict, kind: str) -> None:
 
 
 def _require_organisation(environ: dict, kind: str, domains: set[str]) -> None:
-    """Raise Problem unless the account is of an organisation of ours, where its provider tells organisations apart."""
+    """Raise Problem unless the account belongs to one of `domains`, if its provider tells organisations apart."""
     issuer, organisation = environ.get("OIDC_CLAIM_iss"), environ.get("OIDC_CLAIM_hd")
     if not issuer and kind.lower() in OPENID:
         raise Problem(403, "The web server does not say which provider has logged you in. Ask the administrator to "
@@ -90,7 +90,7 @@ def _exceptions(settings: PageSettings) -> dict:
 
 
 def _analyst(name, group: str) -> str:
-    """The account of that name as the system spells it. Raises Problem where it is none, or not an analyst's."""
+    """The analyst's account of that name, as the system spells it. Raises Problem where there is none."""
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", name):
         raise Problem(403, "Your login is not the name of an account here. Ask the administrator to map it in "
                            "/etc/notify-bot/usernames.json.")

@@ -1,4 +1,9 @@
-"""The page as HTML. Its words and its markup are the parts of page.html; here they are put together.
+"""The page for a browser: answers to its requests, and the HTML, put together from the parts of page.html.
+
+    /telegram              the page; its forms post here, so that it works without JavaScript
+    /telegram?fragment     the card alone, for the page's own JavaScript
+    /telegram?embed        the card as a page of its own, for an <iframe>
+    /telegram/webapp.*     style and behaviour, named by their content
 
 Every value is escaped where it is filled in, unless it is `Html`, which only this module and the QR code make.
 """
@@ -12,6 +17,15 @@ import time
 from http import HTTPStatus
 from pathlib import Path
 
+from common.jsonstore import StoreError
+from common.problem import Problem
+from common.settings import PageSettings
+from webapp import actions
+from webapp.login import logged_in
+from webapp.request import Request
+
+PAGE = "/telegram"
+FOREVER = {"Cache-Control": "public, max-age=31536000, immutable"}
 FOLDER = Path(__file__).parent
 STATIC = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
 SAID = {"verify": "Your chat is connected.", "unlink": "Disconnected.", "test": "The test message was sent.",
@@ -28,18 +42,18 @@ class Html(str):
 
 
 class Moment:
-    """What has just happened on the page: something to say, an error, a code to confirm, an invite."""
+    """The news that the page shows: something to say, an error, a code to confirm, an invite."""
 
     def __init__(self, said: str = "", error: str = "", code: str = "", chat: str = "", invite: dict | None = None):
         self.said, self.error, self.code, self.chat, self.invite = said, error, code, chat, invite
 
 
 class Shown:
-    """Who looks at the card, and how: what every part of it may need."""
+    """The values that every part of the card may need: the person, the site, the form's token, the time."""
 
-    def __init__(self, settings, user: str, token: str, embed: bool):
-        self.user, self.site, self.token = user, settings.site_name, token
-        self.place = "/telegram?embed" if embed else "/telegram"
+    def __init__(self, request: Request, user: str, token: str):
+        self.user, self.site, self.token = user, request.settings.site_name, token
+        self.place = f"{PAGE}?embed" if request.is_embedded else PAGE
         self.now = time.time()
 
     def form(self, action: str, fields: Html, number: str = "") -> Html:
@@ -54,6 +68,80 @@ class Shown:
         when = time.gmtime(seconds)
         return fill("time", iso=time.strftime("%Y-%m-%dT%H:%M:%SZ", when), words=_words(seconds - self.now),
                     exact=time.strftime("%Y-%m-%d %H:%M UTC", when))
+
+
+def answer(request: Request) -> tuple[int, dict, bytes]:
+    """Status, headers and body for a browser. Raises Problem, StoreError."""
+    if request.path != PAGE:
+        return _static(request)
+    request.require_method("GET", "HEAD", "POST")
+    user = logged_in(request.environ, request.settings)
+    if request.method == "POST":
+        return _post_form(request, user)
+    return _page(request, user, 200, Moment(said=SAID.get(request.query.get("done"), "")))
+
+
+def problem(request: Request, refused: Problem) -> tuple[int, dict, bytes]:
+    """A page with the reason why there is no card."""
+    body = fill("problem", title=HTTPStatus(refused.status).phrase, message=refused)
+    return _html(refused.status, _document(request.settings, Html(), body, Moment(), False), refused.headers)
+
+
+def _static(request: Request) -> tuple[int, dict, bytes]:
+    request.require_method("GET", "HEAD")
+    name = request.path.removeprefix(f"{PAGE}/")
+    kind = name.rpartition(".")[2]
+    if kind not in STATIC or name != _static_name(kind):
+        raise Problem(404, "There is nothing at this address.")
+    return 200, {"Content-Type": STATIC[kind], **FOREVER}, _static_bytes(kind)
+
+
+def _static_name(kind: str) -> str:
+    """The name of the style or the behaviour, which changes with its content."""
+    return f"webapp.{hashlib.sha256(_static_bytes(kind)).hexdigest()[:16]}.{kind}"
+
+
+def _static_bytes(kind: str) -> bytes:
+    return (FOLDER / f"page.{kind}").read_bytes()
+
+
+def _page(request: Request, user: str, status: int, moment: Moment,
+          headers: dict | None = None) -> tuple[int, dict, bytes]:
+    token, cookie = request.form_token()
+    text = _card(Shown(request, user, token), actions.state(request.settings, user), moment)
+    if "fragment" not in request.query:
+        settings, embed = request.settings, request.is_embedded
+        home = settings.site_url if re.match("https?://", settings.site_url) else ""
+        top = Html() if embed else fill("home" if home else "no_home", site=settings.site_name, url=home)
+        text = _document(settings, top, text, moment, embed)
+    return _html(status, text, (headers or {}) | cookie)
+
+
+def _post_form(request: Request, user: str) -> tuple[int, dict, bytes]:
+    """Do the action of a form of the page; the answer is the page again, with the refusal if there is one."""
+    request.refuse_other_sites(form=True)
+    fields = request.form_body()
+    request.check_form_token(fields.pop("token", ""))
+    action = fields.pop("do", "")
+    if action not in actions.ACTIONS:
+        raise Problem(400, "The form asks for something that is not known.")
+    if "code" in fields:
+        fields["code"] = "".join(fields["code"].split())
+    try:
+        _, done = actions.ACTIONS[action](request.settings, user, fields)
+    except StoreError:
+        raise  # no card can be shown either
+    except Problem as refused:
+        return _page(request, user, refused.status, Moment(error=str(refused)), refused.headers)
+    if action == "check":
+        return _page(request, user, 200, Moment(code=fields["code"], chat=done["chat"]))
+    if action == "invite":
+        return _page(request, user, 200, Moment(invite=done))
+    return 303, {"Location": f"{PAGE}?embed&done={action}" if request.is_embedded else f"{PAGE}?done={action}"}, b""
+
+
+def _html(status: int, text: str, headers: dict) -> tuple[int, dict, bytes]:
+    return status, {"Content-Type": "text/html; charset=utf-8"} | headers, text.encode("utf-8", "replace")
 
 
 _PARTS: dict[str, str] = {}
@@ -78,43 +166,13 @@ def join(pieces, between: str = "") -> Html:
     return Html(between.join(piece if isinstance(piece, Html) else html.escape(piece) for piece in pieces if piece))
 
 
-def static_name(kind: str) -> str:
-    """The name of the style or the behaviour, which changes with its content."""
-    return f"webapp.{hashlib.sha256(_static_bytes(kind)).hexdigest()[:16]}.{kind}"
-
-
-def static_file(name: str) -> tuple[str, bytes] | None:
-    """Content type and bytes of a file with a name that `static_name` gives; None for any other."""
-    kind = name.rpartition(".")[2]
-    if kind not in STATIC or name != static_name(kind):
-        return None
-    return STATIC[kind], _static_bytes(kind)
-
-
-def _static_bytes(kind: str) -> bytes:
-    return (FOLDER / f"page.{kind}").read_bytes()
-
-
-def page(settings, card: Html, moment: Moment, embed: bool) -> Html:
-    """The whole document around the card."""
-    home = settings.site_url if re.match("https?://", settings.site_url) else ""
-    top = Html() if embed else fill("home" if home else "no_home", site=settings.site_name, url=home)
-    return _document(settings, top, card, moment, embed)
-
-
-def problem(settings, status: int, message: str) -> Html:
-    """The document that says why there is no card."""
-    body = fill("problem", title=HTTPStatus(status).phrase, message=message)
-    return _document(settings, Html(), body, Moment(), False)
-
-
-def _document(settings, top: Html, body: Html, moment: Moment, embed: bool) -> Html:
-    return fill("page", site=settings.site_name, css=static_name("css"), js=static_name("js"), top=top, body=body,
+def _document(settings: PageSettings, top: Html, body: Html, moment: Moment, embed: bool) -> Html:
+    return fill("page", site=settings.site_name, css=_static_name("css"), js=_static_name("js"), top=top, body=body,
                 said=moment.said, error=moment.error, kind="embedded" if embed else "alone")
 
 
-def card(shown: Shown, state: dict, moment: Moment) -> Html:
-    """The card: linked or not, as `webapp_actions.state` says."""
+def _card(shown: Shown, state: dict, moment: Moment) -> Html:
+    """The card of a login, linked or not; `state` as `actions.state` gives it."""
     bot = state["bot"]
     if bot is None:
         notice = fill("bot_away")
@@ -176,7 +234,7 @@ def _scripts(shown: Shown, bot: dict) -> Html:
 
 
 def _schedule(setting: str) -> str:
-    """What a timer's unit has, normalised by systemd, in words where there are plain ones."""
+    """The setting of a timer's unit as systemd normalises it, in words where there are plain ones."""
     calendar = setting.removeprefix("OnCalendar=")
     if found := re.fullmatch(r"\*-\*-\* \*:00/([0-9]+):00", calendar):
         return f"every {int(found[1])} minutes"
@@ -215,7 +273,7 @@ def _notification(shown: Shown, item: dict) -> Html:
 
 
 def _words(seconds: float) -> str:
-    """How far away a time is: `in 5 minutes`, `2 hours ago`."""
+    """Distance of a time in words: `in 5 minutes`, `2 hours ago`."""
     distance = abs(seconds)
     if distance < 45:
         return "just now" if seconds <= 0 else "in a moment"

@@ -1,4 +1,4 @@
-"""One request to the link page: its settings, its path, its body, and whether it comes from the page itself.
+"""Request to the link page: settings, path, body, and proof that it comes from the page itself.
 
 Sources: RFC 3875 (CGI), PEP 3333 (WSGI), Fetch Metadata (Sec-Fetch-Site), RFC 6454 (Origin).
 """
@@ -19,21 +19,21 @@ MAX_DROPPED = 1 << 20
 
 
 class Request:
-    """What the web server says of one request."""
+    """One request, from the variables of the web server."""
 
     def __init__(self, environ: dict):
         self.environ = environ
         self.settings = page_settings(environ)
         self.method = environ.get("REQUEST_METHOD", "GET")
         self._body_is_read = False
-        # However it is mounted, the two together are the path that the browser asked for.
+        # Together they are the path in the browser, wherever the program is mounted.
         path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
         self.path = re.sub("/+", "/", path).rstrip("/")
         self.query = dict(part.partition("=")[::2] for part in environ.get("QUERY_STRING", "").split("&"))
 
     @property
     def wants_html(self) -> bool:
-        """Whether a person looks at the answer: the browser says so, or it is the page's own address."""
+        """True if a person looks at the answer: the browser says so, or it is the page's own address."""
         return "text/html" in self.environ.get("HTTP_ACCEPT", "") or not self.path.startswith("/api/")
 
     @property
@@ -53,7 +53,7 @@ class Request:
         """Raise Problem unless the browser says that a page of this very site makes this request.
 
         A form posted under `Referrer-Policy: no-referrer` has `Origin: null` (Fetch, "append a request Origin
-        header"), which says nothing; there Sec-Fetch-Site alone must say it.
+        header"); there Sec-Fetch-Site decides.
         """
         site, origin = self.environ.get("HTTP_SEC_FETCH_SITE", ""), self.environ.get("HTTP_ORIGIN", "")
         if form and origin == "null":
@@ -68,7 +68,7 @@ class Request:
         return f"{scheme}://{host}" if host else "none"
 
     def json_body(self) -> dict:
-        """The JSON object that was sent; an empty body is an empty object. Raises Problem."""
+        """The JSON object in the body; an empty body is an empty object. Raises Problem."""
         self._require_type("application/json")
         data = self._body()
         try:
@@ -106,9 +106,9 @@ class Request:
         return data
 
     def drop_body(self) -> None:
-        """Read what was sent and not looked at, for Apache loses the answer of a program that ends before that.
+        """Read an unread body. Apache loses the answer of a program that ends before that.
 
-        mod_cgid speaks to it over one socket, and a socket closed with something unread in it is reset (unix(7)).
+        mod_cgid uses one socket both ways, and closing a socket with unread data resets it (unix(7)).
         """
         length = self.environ.get("CONTENT_LENGTH") or "0"
         if self._body_is_read or not (length.isascii() and length.isdigit()) or len(length) > 9:
@@ -133,14 +133,14 @@ class Request:
         return token, {"Set-Cookie": f"{self._cookie_name}={token}; Path=/; HttpOnly; SameSite=Strict{secure}"}
 
     def check_form_token(self, token: str) -> None:
-        from hmac import compare_digest  # which loads all of OpenSSL's digests, and only a form needs it
+        from hmac import compare_digest  # loads all of OpenSSL's digests
         cookie = self._cookie()
         if not cookie or not compare_digest(cookie.encode(), token.encode("utf-8", "replace")):
             raise Problem(403, "This page was open for too long, or the browser keeps no cookies for it. "
                                "Reload the page and try again.")
 
     def _cookie(self) -> str:
-        """The token in the cookie, empty unless it is one that we have made."""
+        """The token in the cookie, empty unless it has the form of ours."""
         for part in self.environ.get("HTTP_COOKIE", "").split(";"):
             name, _, value = part.strip().partition("=")
             if name == self._cookie_name and re.fullmatch("[0-9a-f]{32}", value):

@@ -228,7 +228,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside(tmp_path):
 
 
 def test_a_lock_is_waited_for_with_a_bound_and_its_holder_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("jsonstore.LOCK_SECONDS", 0.2)
+    monkeypatch.setattr("common.jsonstore.LOCK_SECONDS", 0.2)
     path = tmp_path / "a.json"
     writer = stop_writer("inside", path)
     try:
@@ -291,7 +291,7 @@ def test_thirty_thousand_links_load(tmp_path):
 
 
 def test_copies_of_what_could_not_be_read_are_bounded(tmp_path):
-    """Whoever may write the file may write any number of versions of it."""
+    """A group member may write any number of versions of the file."""
     path, said = tmp_path / "users.json", []
     for number in range(20):
         path.write_text("{" * (number + 1))

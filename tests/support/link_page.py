@@ -217,7 +217,7 @@ class LinkPage:
     def path(self, name):
         return Path(self.data, name)
 
-    def guesses(self):
+    def wrong_codes(self):
         path = self.path("link_guesses.json")
         return json.loads(path.read_text()) if path.exists() else {}
 

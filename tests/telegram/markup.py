@@ -43,7 +43,7 @@ def formatted(text: str, parse_mode: str, entities: list | None) -> tuple[str, l
             raise bad_request("unsupported parse_mode")
         try:
             text, found = PARSERS[mode](text)
-        except markdown.MarkdownError as error:
+        except ValueError as error:
             raise bad_request(f"can't parse entities: {error}") from None
     else:
         found = _from_utf16(text, entities or [])
@@ -134,7 +134,7 @@ class _Reader:
 
     def fail(self, reason: str, index: int | None = None) -> None:
         where = "" if index is None else f" at byte offset {self.byte_offset(index)}"
-        raise markdown.MarkdownError(reason + where)
+        raise ValueError(reason + where)
 
     def add(self, entity: dict, start: int) -> None:
         if entity and len(self.plain) > start:

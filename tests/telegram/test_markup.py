@@ -42,7 +42,7 @@ def oracle(text: str, mode: str):
 def ours(text: str, mode: str):
     try:
         plain, entities = markup.PARSERS[mode](text)
-    except markdown.MarkdownError as error:
+    except ValueError as error:
         return str(error)
     return plain, in_order(markdown.to_utf16(plain, entities))
 

@@ -141,7 +141,7 @@ def test_one_press_on_a_phone(site, browser):
     assert url.startswith("https://t.me/sandbox_notify_bot?start=")
     assert browser.find("#invited svg").is_displayed()
     browser.looks("phone-invite")
-    # What Telegram makes of the link.
+    # The link as Telegram reads it.
     site.chats.types(2002, f"/start {url.partition('start=')[2]}")
     assert "petr" in site.chats.wait_for_text(2002, "Link this chat to the login")
     site.chats.press(2002, "Yes, link")

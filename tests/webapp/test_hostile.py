@@ -95,7 +95,7 @@ def test_files_of_other_software(tmp_path_factory, page, codes, users, guesses):
 
 
 class Other:
-    """Whoever answers on the bot's socket, with some bytes; None leaves the connection open and says nothing."""
+    """A stand-in on the bot's socket that answers with some bytes; None leaves the connection open and silent."""
 
     def __init__(self, path, answer):
         self.answer, self.asked = answer, []

@@ -1,4 +1,4 @@
-"""What a request to the link page loads; what it costs is for `make bench BENCH_ARGS=page`."""
+"""Imports of a request to the link page; their cost is for `make bench BENCH_ARGS=page`."""
 
 import contextlib
 import re
@@ -18,7 +18,7 @@ def page(tmp_path):
 
 
 def imported_by(page, request):
-    """What a process has imported or tried to when it ends, in that order."""
+    """The imports of a process, tried ones too, in their order."""
     program = page.folder / "imports.py"
     program.write_text(f"#!/bin/sh\nexec /usr/bin/python3 -EsS -X importtime {CHECKOUT}/webapp_telegram.py\n")
     program.chmod(0o755)
@@ -33,5 +33,5 @@ def imported_by(page, request):
 
 def test_status_loads_nothing_that_only_the_bot_needs(page):
     names = imported_by(page, lambda: page.get("/api/telegram/status"))
-    assert "links" in names
-    assert not {"socket", "webapp_bot", "webapp_page", "http.client", "segno", "site"} & set(names)
+    assert "common.links" in names
+    assert not {"socket", "common.http_client", "webapp.page", "http.client", "segno", "site"} & set(names)

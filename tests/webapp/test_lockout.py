@@ -8,8 +8,9 @@ import time
 
 import pytest
 
+from common.problem import Problem
 from link_page import CHECKOUT, PEOPLE, LinkPage
-from webapp.lockout import MAX_WRONG, MAX_WRONG_OF_ALL, WINDOW_SECONDS, Guesses, TooManyGuesses
+from webapp.lockout import MAX_WRONG, MAX_WRONG_OF_ALL, WINDOW_SECONDS, Lockout
 
 pytestmark = pytest.mark.root
 # The program, stopped by itself just before it does `where` to a file.
@@ -89,7 +90,7 @@ def test_what_cannot_be_a_code_is_no_guess(page, code):
     for action in ("verify", "check"):
         answer = page.api(action, {"code": code})
         assert answer.status == 400 and "six digits" in answer.error
-    assert page.guesses() == {}
+    assert page.wrong_codes() == {}
 
 
 def test_right_codes_are_not_counted_and_forgive_nothing(page):
@@ -98,7 +99,7 @@ def test_right_codes_are_not_counted_and_forgive_nothing(page):
     for _ in range(2 * MAX_WRONG):
         assert page.api("check", {"code": page.code()}).status == 200
     assert page.api("verify", {"code": page.code()}).status == 200
-    assert len(page.guesses()["alice"]) == MAX_WRONG - 1
+    assert len(page.wrong_codes()["alice"]) == MAX_WRONG - 1
     assert page.api("check", {"code": page.wrong_code()}).status == 400
     assert page.api("check", {"code": page.code()}).status == 429
 
@@ -120,7 +121,7 @@ def test_a_hundred_wrong_codes_lock_everybody(page):
     assert (statuses.count(400), statuses.count(429)) == (4, 2)
     answer = page.api("verify", {"code": page.code()})
     assert answer.status == 429 and 500 < int(answer.headers["retry-after"]) <= 540
-    assert sum(map(len, page.guesses().values())) == MAX_WRONG_OF_ALL
+    assert sum(map(len, page.wrong_codes().values())) == MAX_WRONG_OF_ALL
 
 
 def test_a_restart_and_a_clock_set_back_change_nothing_for_longer_than_the_window(page):
@@ -128,35 +129,35 @@ def test_a_restart_and_a_clock_set_back_change_nothing_for_longer_than_the_windo
     page.path("link_guesses.json").write_text(json.dumps({"alice": [time.time() + 3600 + n for n in range(5)]}))
     answer = page.api("check", {"code": page.code()})
     assert answer.status == 429 and int(answer.headers["retry-after"]) <= WINDOW_SECONDS
-    assert max(page.guesses()["alice"]) <= time.time()
+    assert max(page.wrong_codes()["alice"]) <= time.time()
 
 
 def test_the_lock_ends_ten_minutes_after_the_fifth(tmp_path):
-    guesses = Guesses(tmp_path)
+    lockout = Lockout(tmp_path)
     for second in (0, 1, 2, 500, 599):
-        guesses.begin("alice", 1_000_000 + second)
+        lockout.begin("alice", 1_000_000 + second)
     for second, left in ((599, 600), (600, 599), (1198, 1)):
-        with pytest.raises(TooManyGuesses) as refused:
-            guesses.begin("alice", 1_000_000 + second)
-        assert refused.value.seconds == left
+        with pytest.raises(Problem) as refused:
+            lockout.begin("alice", 1_000_000 + second)
+        assert (refused.value.status, refused.value.headers) == (429, {"Retry-After": str(left)})
     for second in range(5):
-        guesses.begin("alice", 1_000_000 + 1199 + second)
-    with pytest.raises(TooManyGuesses):
-        guesses.begin("alice", 1_000_000 + 1204)
+        lockout.begin("alice", 1_000_000 + 1199 + second)
+    with pytest.raises(Problem, match="too many wrong codes"):
+        lockout.begin("alice", 1_000_000 + 1204)
 
 
 def test_wrong_codes_of_more_than_ten_minutes_ago_are_forgotten(tmp_path):
-    guesses = Guesses(tmp_path)
+    lockout = Lockout(tmp_path)
     for minute in range(40):  # one every 2.5 minutes is never the fifth in ten
-        guesses.begin("alice", 1_000_000 + 150 * minute)
-    guesses.begin("bob", 2_000_000)
+        lockout.begin("alice", 1_000_000 + 150 * minute)
+    lockout.begin("bob", 2_000_000)
     assert json.loads((tmp_path / "link_guesses.json").read_text()) == {"bob": [2_000_000]}
 
 
 def test_what_is_not_ours_in_the_file_is_kept_and_counts_nothing(tmp_path):
     path = tmp_path / "link_guesses.json"
     path.write_text('{"_comment": "x", "alice": [null, "5", true, -5, NaN, [1], 1e999], "bob": {"a": 1}}')
-    Guesses(tmp_path).begin("alice", 1_000_000)
+    Lockout(tmp_path).begin("alice", 1_000_000)
     document = json.loads(path.read_text())
     assert (document["_comment"], document["bob"]) == ("x", {"a": 1})
     assert document["alice"] == [1_000_000, 1_000_000]
@@ -176,7 +177,7 @@ def test_a_full_disk_tells_nobody_whether_a_code_is_right(page):
             answer = page.api(action, {"code": code})
             assert answer.status == 503 and "link_guesses.json" in answer.errors
     page.as_whom = ()
-    assert not page.status()["linked"] and page.guesses() == {}
+    assert not page.status()["linked"] and page.wrong_codes() == {}
     assert page.api("verify", {"code": right}).status == 200
 
 
@@ -185,7 +186,7 @@ def test_codes_that_cannot_be_read_cost_no_guess(page):
     for _ in range(MAX_WRONG + 1):
         for action in ("check", "verify"):
             assert page.api(action, {"code": "123456"}).status == 503
-    assert page.guesses() == {}
+    assert page.wrong_codes() == {}
 
 
 def test_killed_between_it_leaves_the_link_made_and_the_code_usable(page):
@@ -221,4 +222,4 @@ def test_the_lock_is_not_held_by_who_is_stopped_while_judging(page):
     process.send_signal(signal.SIGCONT)
     output, _ = process.communicate(timeout=10)
     assert b"400 Bad Request" in output
-    assert len(page.guesses()["alice"]) == 1
+    assert len(page.wrong_codes()["alice"]) == 1

@@ -1,4 +1,4 @@
-"""Who is logged in on the link page: what the web server says, and nothing that a client can send."""
+"""Login on the link page: set by the web server, and by nothing that a client can send."""
 
 import contextlib
 import json

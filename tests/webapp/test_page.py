@@ -147,7 +147,7 @@ def test_the_api_takes_json_alone(page, action):
                  "application/json-seq", "application/x-json, application/json"):
         answer = page.api(action, {"code": "123456"}, CONTENT_TYPE=kind)
         assert answer.status == 415 and "application/json" in answer.error
-    assert page.guesses() == {}
+    assert page.wrong_codes() == {}
 
 
 @pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "Application/JSON", "application/json ;x=y"])
@@ -202,7 +202,7 @@ def test_a_store_of_somebody_else_is_503(page):
     assert page.api("verify", {"code": "123456"}).status == 503
 
 
-# What the browser says of where a request comes from, and whether it is this page.
+# Same-origin requests, as browsers mark them.
 ORIGINS = [
     ({"HTTP_ORIGIN": HERE}, True), ({"HTTP_SEC_FETCH_SITE": "same-origin"}, True),
     ({"HTTP_ORIGIN": HERE, "HTTP_SEC_FETCH_SITE": "same-origin"}, True),
@@ -242,11 +242,11 @@ def test_only_the_page_itself_may_ask(page, headers, allowed):
 def test_no_action_is_open_to_other_sites(page, action):
     for headers in ({"HTTP_SEC_FETCH_SITE": "cross-site"}, {"HTTP_ORIGIN": THERE}, {"HTTP_ORIGIN": None}):
         assert page.api(action, {"code": page.wrong_code()}, **headers).status == 403
-    assert page.guesses() == {}
+    assert page.wrong_codes() == {}
 
 
 def test_origin_null_counts_only_for_the_form_and_only_beside_sec_fetch_site(page):
-    """What Chromium sends with a form under `Referrer-Policy: no-referrer`; fetch(2) never does."""
+    """Headers of Chromium with a form under `Referrer-Policy: no-referrer`; fetch(2) never does."""
     page.api("verify", {"code": page.code()})
     opened = page.open()
     headers = {"HTTP_ORIGIN": "null", "HTTP_SEC_FETCH_SITE": "same-origin"}
