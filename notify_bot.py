@@ -56,15 +56,15 @@ def _listeners(settings: BotSettings) -> dict:
 
 
 def _serve(verbose: bool) -> int:
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
     settings = bot_settings(os.environ)
     token = systemd.bot_token(os.environ)
     check_folders(settings)
     set_up_log(settings.data_dir / "bot.log", (token,), verbose)
     listeners = _listeners(settings)
     bot = Service(settings, token, listeners)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     bot.start()
     systemd.sd_notify("READY=1")
     log.info("notify-bot %s serves %s", version(),
