@@ -1,11 +1,12 @@
 #!/usr/bin/python3 -IS
 """List and run the scripts of one account, as that account: `notify-scripts list|run|sync-status|serve`.
 
-This file is the privilege boundary, so it imports nothing of the project and nothing from the environment. It gains no
-privilege and needs none: sudo or systemd (notify-scripts@USER.service) starts it as the owner of the scripts.
+This file is the privilege boundary between the bot and an analyst's processes, so it imports nothing of the project
+and nothing from the environment. It gains no privilege and needs none: sudo or systemd (notify-scripts@USER.service)
+starts it as the owner of the scripts. Its rules:
 
 - It does not work as root, nor for an account outside the analysts' group.
-- The home is the one in the account database; $HOME is whatever a caller says.
+- The home is the one in the account database; a caller can set $HOME.
 - A script is an entry of ~/user/notifications, never a path, and a file that only its owner can change.
 - A script's process group ends with the script, after a time, or when it prints too much.
 - On the socket only the bot's account and the owner are answered; the bytes of a picture follow the answer.
@@ -54,16 +55,16 @@ SYSTEMCTL_SECONDS = 5
 OVERDUE_SECONDS = 1800  # more than a run may wait for the runner's lock and take
 _CHUNK = 64 << 10
 _KILL_SECONDS = 5
-# What is meant for this process: a script gets the account's environment and nothing of the service's.
+# Meant for this process; a script gets the account's environment without the service's variables.
 _PRIVATE = ("NOTIFY_", "LISTEN_", "SUDO_", "WATCHDOG_", "CREDENTIALS_DIRECTORY", "TELEGRAM_BOT_TOKEN")
 _SHARED_TIMER = "notify-runner.timer"
 
 Account = namedtuple("Account", "uid name home scripts state")
-Account.__doc__ = """Whose scripts: `home`, the folder of scripts and the folder of their state, as Path."""
+Account.__doc__ = """Owner of scripts: `home`, the folder of scripts and the folder of their state, as Path."""
 Script = namedtuple("Script", "name stem path refused")
-Script.__doc__ = """An entry of the folder; `refused` is None, or why it is not run."""
+Script.__doc__ = """An entry of the folder; `refused` is None, or the reason for not running it."""
 Run = namedtuple("Run", "stdout stderr error seconds")
-Run.__doc__ = """Outcome of a run: stdout as bytes, the end of stderr as text, `error` None or a predicate."""
+Run.__doc__ = """Result of a run: stdout as bytes, the end of stderr as text, `error` None or a predicate."""
 
 
 Timer = namedtuple("Timer", "next_run schedule last_trigger")
@@ -83,8 +84,8 @@ class ScriptsError(Exception):
 def this_account(environment=os.environ) -> Account:
     """The account this process runs as. Raises ScriptsError for root.
 
-    NOTIFY_HOME takes the place of the home for a demonstration or a test. It gives its caller nothing that
-    the caller could not run anyway, except through sudo, where it is not looked at.
+    NOTIFY_HOME replaces the home for a demonstration or a test. Callers could run the same files without it, except
+    through sudo, where it is ignored.
     """
     uid = os.getuid()
     if 0 in (uid, os.geteuid()) or uid != os.geteuid():
@@ -122,7 +123,7 @@ def check_member(account: Account, environment=os.environ) -> None:
 def list_scripts(account: Account) -> list[Script]:
     """The scripts by name, refused ones too. Raises ScriptsError where the folder cannot be trusted.
 
-    Of more than MAX_SCRIPTS the next one is listed as refused, which says so, and the others are not.
+    After MAX_SCRIPTS one more is listed, as refused with that reason, and the others are left out.
     """
     try:
         folder = os.path.realpath(account.scripts)
@@ -190,7 +191,7 @@ def _others_can_write(account: Account, path: str, status: os.stat_result) -> st
 
 
 def _has_acl(path: str) -> bool:
-    """True where the group's bits are the mask of an access control list, which may name other accounts (acl(5))."""
+    """True if the group's bits are the mask of an access control list, so for other accounts too (acl(5))."""
     try:
         return bool(os.getxattr(path, "system.posix_acl_access"))
     except OSError as error:
@@ -209,14 +210,14 @@ def _private_group(account: Account, gid: int) -> bool:
 
 
 class _Output:
-    """Output of a script: all of stdout up to the limit and one read more, the end of stderr."""
+    """Output of a script: stdout up to the limit and one read more, the end of stderr."""
 
     def __init__(self):
         self.stdout = bytearray()
         self.stderr = bytearray()
 
     def read(self, stream, kept: bytearray) -> int:
-        """Take what is there, one read; 0 when nothing is and nothing will come. Raises BlockingIOError."""
+        """Read once; 0 at the end of the stream. Raises BlockingIOError."""
         data = os.read(stream.fileno(), _CHUNK)
         kept += data
         if kept is self.stderr:
@@ -235,7 +236,7 @@ def run_script(account: Account, script: Script, timeout: float = RUN_SECONDS, s
     """Run a script to its end, at most `timeout` seconds, and end its process group with it.
 
     `stop` is a descriptor that ends the run when it becomes readable (eventfd(2)). The run is recorded in the
-    account's state unless `record` is false. What goes wrong with the script is in the answer, not raised.
+    account's state unless `record` is false. A failure of the script is in the result, not raised.
     """
     started, begin = time.time(), time.monotonic()
     output = _Output()
@@ -273,7 +274,7 @@ def _environment(account: Account) -> dict:
 
 
 def _attend(process, pidfd: int, output: _Output, deadline: float, stop: int | None) -> str | None:
-    """Read until the script has ended, whoever else holds its pipes; or say why it must be ended."""
+    """Read until the script has ended, even if others hold its pipes; or return the reason to end it."""
     streams = {process.stdout: output.stdout, process.stderr: output.stderr}
     with selectors.DefaultSelector() as selector:
         for stream in streams:
@@ -301,7 +302,7 @@ def _attend(process, pidfd: int, output: _Output, deadline: float, stop: int | N
 
 
 def _drain(streams: dict, output: _Output) -> None:
-    """Take what the pipes hold. A child may go on writing: the largest size of a pipe (pipe(7)) bounds it."""
+    """Read the content of the pipes. A child may go on writing, so the largest size of a pipe (pipe(7)) bounds it."""
     for stream, kept in streams.items():
         with suppress(BlockingIOError):
             for _ in range(MAX_OUTPUT // _CHUNK + 1):
@@ -310,7 +311,7 @@ def _drain(streams: dict, output: _Output) -> None:
 
 
 def _end_group(process, pidfd: int) -> None:
-    # Before wait(2): until then the id of the leader, dead or not, cannot become somebody else's group.
+    # Until wait(2) the id of the leader, dead or not, cannot become another group's.
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     with selectors.DefaultSelector() as selector:
@@ -331,7 +332,7 @@ def _exit_error(process) -> str | None:
 def record_run(account: Account, stem: str, when: float, error: str | None) -> None:
     """Write STEM.run: `{"last_run": unix seconds, "error": str|null}`.
 
-    Not durable: a power cut loses the time of a run. A disk without room does not stop a script either.
+    Not durable: a power cut may lose it, and a full disk does not stop a script.
     """
     path = account.state / f"{stem}.run"
     try:
@@ -347,7 +348,7 @@ def record_run(account: Account, stem: str, when: float, error: str | None) -> N
 
 
 def open_image(path: str) -> tuple[int, int]:
-    """Open a picture to read it: `(descriptor, size)`. Raises ScriptsError."""
+    """Open a picture for reading: `(descriptor, size)`. Raises ScriptsError."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:
         descriptor = os.open(path, flags)
@@ -383,7 +384,7 @@ def _unit_escape(stem: str) -> str:
 
 
 def listing(account: Account) -> list[dict]:
-    """The answer to `list`: an object a script, times in unix seconds, null for what is not known."""
+    """Output of `list`: an object a script, times in unix seconds, null for unknown values."""
     scripts = list_scripts(account)
     units = {script.stem: own_timer(account, script.stem) or _SHARED_TIMER for script in scripts}
     known = _timers(account, sorted(set(units.values()))) if scripts else {}
@@ -404,7 +405,7 @@ def _listed(account: Account, script: Script, timer: Timer | None) -> dict:
 
 
 def _is_overdue(script: Script, timer: Timer, last_run: int | None) -> bool:
-    """True where a script with a timer has missed its time, counted from the last change of its file."""
+    """True if a script has missed its timer, counted from the last change of its file."""
     try:
         since = max(last_run or 0, os.stat(script.path).st_ctime)
     except OSError:
@@ -432,7 +433,7 @@ def unix_time(value) -> int | None:
 
 
 def _timers(account: Account, units: list[str]) -> dict[str, Timer] | None:
-    """Timers of the user manager, by unit: none without a user manager; None where it does not answer."""
+    """Timers of the user manager, by unit: NO_TIMER without a user manager; None if it does not answer."""
     runtime = f"/run/user/{account.uid}"
     if not os.path.exists(f"{runtime}/systemd/private"):
         return dict.fromkeys(units, NO_TIMER)
@@ -470,7 +471,7 @@ def _next_elapse(values: dict) -> int | None:
 
 def _timestamp(text: str) -> int | None:
     """Unix seconds of a time as systemctl prints it with TZ=UTC (systemd.time(7))."""
-    from calendar import timegm  # not for the runner, which rarely asks
+    from calendar import timegm  # the runner rarely needs it
     try:
         return timegm(time.strptime(text, "%a %Y-%m-%d %H:%M:%S UTC"))
     except ValueError:
@@ -508,7 +509,7 @@ class Server:
     Requests: `{"do": "list"}`, `{"do": "run", "name": …}`, `{"do": "sync-status"}`. Answers:
     `{"ok": true, …}` or `{"ok": false, "error": a sentence, "stderr": a tail}`. The answer to a run has its
     `output`, and where that names an image either `image` with its `size`, the bytes of which follow the line, or
-    `image_error`. No descriptor is passed: to read or close one may wait for ever (FUSE, NFS).
+    `image_error`. No descriptor is passed: reading or closing one may block for ever (FUSE, NFS).
     """
 
     def __init__(self, listener: socket.socket, account: Account, bot_user: str):
@@ -525,7 +526,7 @@ class Server:
         os.eventfd_write(self._stop, 1)
 
     def serve(self, idle: float) -> None:
-        """Serve until stopped, or until nobody has asked for `idle` seconds."""
+        """Serve until stopped, or until `idle` seconds have passed without a request."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._listener, selectors.EVENT_READ)
             selector.register(self._stop, selectors.EVENT_READ)
@@ -572,7 +573,7 @@ class Server:
 
     def _answer(self, connection: socket.socket, descriptors: list[int]) -> dict:
         uid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
-        request = _receive_line(connection)  # first, as an answer may be lost on one who is still sending
+        request = _receive_line(connection)  # a client that is still sending may lose an answer
         if uid not in self._peers:
             _say(4, f"refused uid {uid} on the socket")
             raise ScriptsError("only the bot and the owner are answered here", os.EX_NOPERM)
@@ -611,7 +612,7 @@ class Server:
 
 
 def checked_output(script: Script, run: Run) -> dict:
-    """The JSON object a run printed. Raises ScriptsError where it failed or printed something else."""
+    """The JSON object that a run printed. Raises ScriptsError for a failure and for other output."""
     if run.error:
         raise ScriptsError(f"{script.name} {run.error}", os.EX_SOFTWARE, run.stderr)
     try:
@@ -699,12 +700,11 @@ def _print_run(account: Account, options) -> None:
 
 
 def _options(arguments: list[str]):
-    import argparse  # `serve` needs it too, but the runner, which imports this module, does not
+    import argparse  # the runner imports this module and does without
 
     class Parser(argparse.ArgumentParser):
         def error(self, message):
-            self.print_usage(sys.stderr)
-            self.exit(os.EX_USAGE, f"notify-scripts: {message}\n")
+            self.exit(os.EX_USAGE, f"{self.format_usage()}notify-scripts: {message}\n")
 
     parser = Parser(prog="notify-scripts", usage=USAGE, description="List and run scripts as their owner.")
     version = Path(os.path.realpath(__file__)).with_name("VERSION").read_text().strip()
@@ -741,7 +741,7 @@ def main(arguments: list[str]) -> int:
         _say(3, str(error))
         return error.code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains of it once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter reports it once more
         return os.EX_IOERR
     return os.EX_OK
 

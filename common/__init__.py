@@ -1,1 +1,1 @@
-"""Modules that several programs import."""
+"""Modules that several of the programs import."""
