@@ -27,8 +27,9 @@ from runner.report import Pass, Preview
 log = logging.getLogger("runner")
 
 LOCK_SECONDS = 600
-USAGE = "usage: notify-runner [--dry-run] [NAME ...]\n       notify-runner --help | --version"
+USAGE = "usage: notify-runner [--dry-run] [NAME ...]"
 HELP = f"""{USAGE}
+       notify-runner --help | --version
 
 Run your notification scripts and send what they find. Without a NAME: all scripts of
 ~/user/notifications that have no timer of their own.

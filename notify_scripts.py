@@ -704,8 +704,7 @@ def _options(arguments: list[str]):
 
     class Parser(argparse.ArgumentParser):
         def error(self, message):
-            self.print_usage(sys.stderr)
-            self.exit(os.EX_USAGE, f"notify-scripts: {message}\n")
+            self.exit(os.EX_USAGE, f"{self.format_usage()}notify-scripts: {message}\n")
 
     parser = Parser(prog="notify-scripts", usage=USAGE, description="List and run scripts as their owner.")
     version = Path(os.path.realpath(__file__)).with_name("VERSION").read_text().strip()

@@ -31,7 +31,10 @@ class Analyst:
         self.folder = Path(tempfile.mkdtemp(prefix="analyst-"))
         self.folder.chmod(0o755)
         self.programs = self.folder / "lib"
-        shutil.copytree(CHECKOUT, self.programs, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("runner", "common"):
+            shutil.copytree(CHECKOUT / name, self.programs / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("notify_runner.py", "notify_scripts.py", "VERSION"):
+            shutil.copy(CHECKOUT / name, self.programs)
         self.home = self.folder / "home"
         self.scripts = self.home / "user/notifications"
         self.private = self.home / ".notifications"
