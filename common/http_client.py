@@ -68,7 +68,9 @@ def _answer(pieces) -> tuple[int, dict[str, str], bytes]:
     else:
         if not start or end is not None:
             raise ConnectionError("the answer is cut off")
-    return status, headers, bytes(data[start:end])
+    if end is not None and len(data) > end:
+        raise ConnectionError("the answer is longer than its Content-Length")
+    return status, headers, bytes(data[start:])
 
 
 def _head(text: str) -> tuple[int, dict[str, str], int | None]:

@@ -133,6 +133,8 @@ def _ask(settings: PageSettings, path: str, fields: dict, seconds: float) -> tup
         status, headers, data = http_client.request(
             settings.web_socket, "POST", path, json.dumps(fields).encode(), {"Content-Type": "application/json"},
             seconds, MAX_ANSWER)
+        if "content-length" not in headers:
+            raise ValueError("the answer may be cut off, as it has no Content-Length")
         answer = bounded_json.loads(data, MAX_ANSWER, MAX_ITEMS)
     except (OSError, ValueError) as error:
         raise _away(f"{settings.web_socket}: {error}") from None
