@@ -12,6 +12,7 @@ from pathlib import Path
 from types import NoneType
 
 from bot.receipt import Receipt
+from common.clock import EARLIEST
 
 _SHAPE = {"sequence": int, "accepted_at": (int, float), "chat_id": int, "message": dict, "part": int,
           "user": (str, NoneType), "reply": bool, "late_since": (int, float, NoneType)}
@@ -56,6 +57,18 @@ def open_own(path: Path):
         os.close(descriptor)
         raise CorruptEntry(f"{path.name} is no regular file of the bot's")
     return open(descriptor, "rb", buffering=0)
+
+
+def is_over(path: Path, now: float, days: int) -> bool:
+    """True for a file that has been in its folder for more than `days`."""
+    try:
+        since = path.stat().st_ctime
+        if since < EARLIEST <= now:
+            os.utime(path)  # the clock was not set: its time begins now
+            return False
+    except FileNotFoundError:
+        return False
+    return now - since > days * 86400
 
 
 class Names:

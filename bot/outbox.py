@@ -27,7 +27,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bot.accounts import MAX_BYTES, MAX_FAILED, Accounts, Upload
-from bot.entries import CorruptEntry, Names, encode, open_own, read_entry
+from bot.entries import CorruptEntry, Names, encode, is_over, open_own, read_entry
 from bot.history import KEY_SECONDS, History, is_of, shown
 from common.clock import EARLIEST
 from common.jsonstore import write_atomic
@@ -366,10 +366,10 @@ class Outbox:
         """Remove what was kept long enough: sent by days, failed by age. Raises OSError."""
         self._history.expire(now, self._sent_days)
         for entry_id in self.failed_ids():
-            if _is_over(self._failed / f"{entry_id}.json", now, self._failed_days):
+            if is_over(self._failed / f"{entry_id}.json", now, self._failed_days):
                 self.discard(entry_id)
         for path in self._corrupt.iterdir():
-            if _is_over(path, now, self._failed_days):
+            if is_over(path, now, self._failed_days):
                 path.unlink()
 
     def _read_kept(self, entry_id: str, failed: bool) -> dict:
@@ -426,18 +426,6 @@ class Outbox:
 
     def _photo_path(self, entry_id: str) -> Path:
         return self._queue / f"{entry_id}.photo"
-
-
-def _is_over(path: Path, now: float, days: int) -> bool:
-    """True for a file that has been in its folder for more than `days`."""
-    try:
-        since = path.stat().st_ctime
-        if since < EARLIEST <= now:
-            os.utime(path)  # the clock was not set: its time begins now
-            return False
-    except FileNotFoundError:
-        return False
-    return now - since > days * 86400
 
 
 def _lock_once(path: Path) -> int:

@@ -50,7 +50,7 @@ class TelegramUnreachable(Exception):
 
 
 def call_seconds(size: int) -> float:
-    """How long a call whose request has `size` bytes may take."""
+    """Seconds that a call may take whose request has `size` bytes."""
     return CALL_SECONDS + size / FLOOR_BYTES
 
 

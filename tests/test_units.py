@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from bot import http_server, pacing, page_api, polling, runs
+from bot import http_server, pacing, page_api, polling, scripts
 from common.settings import bot_settings
 from machine import CHECKOUT
 
@@ -62,7 +62,7 @@ def test_an_administrator_may_restart_right_after_the_sockets_gave_up():
 
 def test_all_threads_fit_into_the_limit_of_tasks():
     most = (http_server.Server.max_connections + page_api.WebServer.max_connections + polling.MAX_HANDLERS
-            + runs.MAX_PAGE_RUNS + pacing.MAX_UNDER_WAY + 10)
+            + scripts.MAX_RUNS + pacing.MAX_IN_FLIGHT + 10)
     assert most <= int(Unit(CHECKOUT / "units/system/notify-bot.service")["Service"]["TasksMax"])
 
 

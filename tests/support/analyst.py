@@ -31,10 +31,8 @@ class Analyst:
         self.folder = Path(tempfile.mkdtemp(prefix="analyst-"))
         self.folder.chmod(0o755)
         self.programs = self.folder / "lib"
-        for name in ("runner", "common"):
-            shutil.copytree(CHECKOUT / name, self.programs / name, ignore=shutil.ignore_patterns("__pycache__"))
-        for name in ("notify_runner.py", "notify_scripts.py", "VERSION"):
-            shutil.copy(CHECKOUT / name, self.programs)
+        unneeded = shutil.ignore_patterns("__pycache__", ".*", "tests", "docs", "bench", "examples")
+        shutil.copytree(CHECKOUT, self.programs, ignore=unneeded)
         self.home = self.folder / "home"
         self.scripts = self.home / "user/notifications"
         self.private = self.home / ".notifications"
