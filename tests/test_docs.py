@@ -183,7 +183,7 @@ def running(tmp_path):
     telegram.types(CHAT_ID, "hi")
     bot = Bot(tmp_path, telegram.url)
     bot.users(**{ME: CHAT_ID})
-    bot.start()
+    bot.start().settle()
     yield bot, telegram
     assert bot.stop() == 0
     assert telegram.stop() == 0
