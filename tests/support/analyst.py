@@ -31,7 +31,8 @@ class Analyst:
         self.folder = Path(tempfile.mkdtemp(prefix="analyst-"))
         self.folder.chmod(0o755)
         self.programs = self.folder / "lib"
-        shutil.copytree(CHECKOUT, self.programs, ignore=shutil.ignore_patterns("__pycache__"))
+        unneeded = shutil.ignore_patterns("__pycache__", ".*", "tests", "docs", "bench", "examples")
+        shutil.copytree(CHECKOUT, self.programs, ignore=unneeded)
         self.home = self.folder / "home"
         self.scripts = self.home / "user/notifications"
         self.private = self.home / ".notifications"
