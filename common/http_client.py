@@ -1,7 +1,6 @@
 """HTTP client for unix sockets: one request and its answer on a connection (RFC 9112).
 
-Importing http.client would take a third of the time of a request to the link page. The requests are HTTP/1.0, which
-no server may answer in chunks or with an interim answer.
+Importing http.client would take a third of the time of a request to the link page.
 """
 
 from __future__ import annotations
@@ -21,12 +20,14 @@ def request(socket_path: str | os.PathLike, method: str, path: str, body=b"", he
 
     `body` is bytes, or an iterable of bytes with its Content-Length in `headers`. `seconds` is the time for each write
     and for the whole answer; a small body is written at once, so it is the deadline of the exchange. `max_bytes` limits
-    the answer with its head. Raises OSError (FileNotFoundError, TimeoutError, ...) where there is no whole answer,
-    ConnectionError where it is cut off, too long or not HTTP.
+    the answer with its head. The body of an answer in chunks stays as it came. Raises OSError (FileNotFoundError,
+    TimeoutError, ...) where there is no whole answer, ConnectionError where it is cut off, too long or not HTTP.
     """
     is_bytes = isinstance(body, bytes)
-    fields = {"Host": "localhost"} | ({"Content-Length": len(body)} if is_bytes else {}) | (headers or {})
-    lines = [f"{method} {path} HTTP/1.0", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
+    fields = {"Host": "localhost", "Connection": "close"} | (headers or {})
+    if is_bytes:
+        fields["Content-Length"] = len(body)
+    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
     head = "\r\n".join(lines).encode("latin-1", "replace")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(seconds)

@@ -52,8 +52,8 @@ def test_a_request_and_its_answer(serve):
     status, headers, body = request(server.path, "POST", "/send", b"{}", {"Content-Type": "application/json"})
     assert (status, body) == (202, b"hello")
     assert headers == {"content-type": "text/plain", "retry-after": "7", "content-length": "5"}
-    assert server.asked == (b"POST /send HTTP/1.0\r\nHost: localhost\r\nContent-Length: 2\r\n"
-                            b"Content-Type: application/json\r\n\r\n{}")
+    assert server.asked == (b"POST /send HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+                            b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
 
 
 def test_an_answer_ends_with_its_length_and_not_with_the_connection(serve):
