@@ -94,7 +94,7 @@ class Chat:
             log.error("%s", error)
             self._reply(event, "The service cannot read its own files now. Ask your administrator to look into the "
                                "journal of notify-bot.service.", parse_mode="")
-        except (LinkError, Problem) as problem:
+        except Problem as problem:
             if event.press:
                 self._answer_press(event, str(problem))
             else:

@@ -38,7 +38,7 @@ API_STUCK_SECONDS = 60
 
 
 def check_accounts(links: Links, stop: threading.Event) -> None:
-    """Go on looking up the accounts of the links until `stop`: in a thread of its own, as a directory may be slow."""
+    """Look up the accounts of the links, in turns, until `stop`; a directory may be slow, so this takes a thread."""
     problem = ""
     while not stop.wait(TICK_SECONDS):
         try:
@@ -51,27 +51,27 @@ def check_accounts(links: Links, stop: threading.Event) -> None:
 
 
 class Welcomer:
-    """Says hello in the chat of a new link. The web side only writes the file, so it is looked at every second."""
+    """Greets the chat of a new link. The web side only writes the file of the links, which is read every second."""
 
     def __init__(self, links: Links, chat: Chat):
-        self.links, self.chat = links, chat
+        self._links, self._chat = links, chat
         self._seen: dict[str, Link] | None = None
         self._problem = ""
 
     def look(self) -> None:
         try:
-            self.links.restamp(time.time())
-            links = self.links.all()
+            self._links.restamp(time.time())
+            links = self._links.all()
             if links is self._seen:
                 return
-            new = self.links.to_welcome(time.time())
+            new = self._links.to_welcome(time.time())
             for link in new[:MAX_WELCOMES]:
                 log.info("%s is linked to chat %d", link.user, link.chat_id)
-                self.chat.welcome(link)
+                self._chat.welcome(link)
                 if link.previous is not None:
-                    self.chat.tell_of_move(link)
+                    self._chat.tell_of_move(link)
             if new:
-                self.links.mark_welcomed(new[:MAX_WELCOMES], time.time())
+                self._links.mark_welcomed(new[:MAX_WELCOMES], time.time())
             self._seen, self._problem = links if len(new) <= MAX_WELCOMES else None, ""
         except (StoreError, OutboxError) as error:
             if str(error) != self._problem:
@@ -95,7 +95,7 @@ class _Serving:
 
 
 class Service:
-    """Everything that runs, from `start` to `stop`."""
+    """The parts of the service, running from `start` to `stop`. The handlers of its APIs use the public ones."""
 
     def __init__(self, settings: BotSettings, token: str, listeners: dict):
         self.settings = settings
@@ -128,7 +128,7 @@ class Service:
         self._poller.start()
 
     def watch(self, stop: threading.Event) -> None:
-        """Until `stop`: notice new links, say how things are, keep the watchdog quiet while all goes on."""
+        """Run the housekeeping until `stop`, report the state, feed the watchdog while all parts make progress."""
         self._overdue.start(stop)
         for thread in self._housekeeping:
             thread.start()
@@ -145,7 +145,7 @@ class Service:
                 systemd.sd_notify(f"STATUS={status}")
 
     def _look_at_links(self) -> None:
-        """Apart from the rest: other software may hold the lock of the links for as long as it likes."""
+        """In a thread of its own: other software may hold the lock of the links for long."""
         while not self._stopping.wait(TICK_SECONDS):
             self._welcomer.look()
             self._tell_of_expired()
@@ -159,7 +159,7 @@ class Service:
                 log.error("%s is not told of %d messages that were given up: %s", user, count, error)
 
     def _keep_outbox(self) -> None:
-        """Apart from the rest: a disk may be slow."""
+        """In a thread of its own: a disk may be slow."""
         expired = -EXPIRE_SECONDS
         while not self._stopping.wait(TICK_SECONDS):
             try:
@@ -172,7 +172,7 @@ class Service:
                           error)
 
     def stop(self) -> None:
-        """Finish what is under way, within STOP_SECONDS. What is not delivered is on disk for the next start."""
+        """Finish the calls in flight, within STOP_SECONDS. The rest of the queue is on disk for the next start."""
         deadline = time.monotonic() + STOP_SECONDS
         self._stopping.set()
         closing = [threading.Thread(target=serving.server.stop_accepting) for serving in self._servers]
@@ -224,12 +224,12 @@ class Service:
     def gauges(self) -> dict[str, tuple[str, float | None]]:
         """Present state, for GET /metrics."""
         return {
-            "up": ("Whether messages are accepted and Telegram takes them.", int(self.health()[0] == 200)),
+            "up": ("1 while messages are accepted and Telegram takes them.", int(self.health()[0] == 200)),
             "linked_users": ("Users with a linked chat.", self._linked()),
             "queued_messages": ("Messages accepted and not delivered.", self.delivery.queued()),
             "oldest_queued_seconds": ("Age of the oldest of them.", round(self.delivery.oldest_age(), 3)),
-            "last_poll_timestamp_seconds": ("When getUpdates last succeeded.", self._poller.polled_at),
-            "last_delivery_timestamp_seconds": ("When a call last succeeded.", self.delivery.last_delivery),
+            "last_poll_timestamp_seconds": ("Time of the last successful getUpdates.", self._poller.polled_at),
+            "last_delivery_timestamp_seconds": ("Time of the last successful delivery.", self.delivery.last_delivery),
         }
 
     def _linked(self) -> int | None:
@@ -240,8 +240,8 @@ class Service:
 
 
 def check_folders(settings: BotSettings) -> None:
-    """The state folder is this account's alone, and is made where it is missing: whoever else could change what is in
-    it could have anything sent. Raises Problem."""
+    """Make the state folder where it is missing. Raises Problem unless it is this account's alone: anybody else who
+    could write there could send anything."""
     folder = settings.state_dir
     try:
         os.stat(settings.data_dir)
@@ -250,7 +250,7 @@ def check_folders(settings: BotSettings) -> None:
         status = os.lstat(folder)
     except OSError as error:
         raise Problem(500, f"{error.filename} cannot be used: {error.strerror}; see systemd-tmpfiles --create "
-                                 "notify-bot.conf") from None
+                           "notify-bot.conf") from None
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
         raise Problem(500, f"{folder} must be a folder of this account (uid {os.geteuid()}) with mode 0700, and "
-                                 f"is uid {status.st_uid}'s, {stat.filemode(status.st_mode)}")
+                           f"is uid {status.st_uid}'s, {stat.filemode(status.st_mode)}")
