@@ -649,7 +649,7 @@ def texts(telegram, count):
 
 
 def test_from_a_script_to_a_chat(analyst, service, telegram):
-    chart = analyst.file("chart.png", (live.CHECKOUT / "sample_chart.png").read_bytes())
+    chart = analyst.file("chart.png", (live.CHECKOUT / "bot/sample_chart.png").read_bytes())
     analyst.script("a", ALERT | {"message": "net_sales *fell*", "image_path": str(chart)})
     analyst.script("b", "import sys; sys.exit('no database')")
     assert "2 sent" in analyst.run_scripts()
