@@ -1,6 +1,6 @@
-"""Bytes on disk for each user: uploads that arrive, messages that wait, messages that failed.
+"""Disk usage of each user in bytes: uploads in progress, messages that wait or failed.
 
-What is kept for nobody's login (user None), answers in chats, is one account for all of it.
+Answers in chats without a login (user None) share one account.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from collections import Counter
 from contextlib import ExitStack
 
 from bot.failures import MAX_BACKOFF_SECONDS, Failures, Floods, backoff, delay_left, is_gone
-from bot.message import LATE_SECONDS, Step, compose, message_ids_of
+from bot.message import Step, compose, message_ids_of
 from bot.metrics import Metrics
 from bot.outbox import CorruptEntry, Outbox
 from bot.pacing import ChatQueue, ChatQueues
@@ -28,6 +28,7 @@ log = logging.getLogger("delivery")
 
 TOKEN_RETRY_SECONDS = 60
 DISK_RETRY_SECONDS = 5
+LATE_SECONDS = 900  # after which a message says when it was written
 EXPIRE_SECONDS = 30  # between two checks of delayed chats for messages that are too old
 ERROR_RETRY_SECONDS = 60
 STUCK_SECONDS = 180  # beyond the deadline of a call, or of a scheduler that does not come round

@@ -22,7 +22,6 @@ MAX_PARTS = 20
 MAX_ENTITIES = 100  # Telegram silently drops any more in a message
 MAX_DELIMITERS = 100_000
 MAX_SENDPHOTO_BYTES = 10 << 20  # a larger picture goes by sendDocument
-LATE_SECONDS = 900
 PARSE_MODES = ("Markdown", "MarkdownV2", "HTML", "")
 _NUMBER_ROOM = len("(20/20)\n")
 _NOT_A_PHOTO = ("PHOTO_INVALID_DIMENSIONS", "IMAGE_PROCESS_FAILED", "is too big for a photo", "PHOTO_EXT_INVALID")

@@ -1,4 +1,4 @@
-"""Recipients of messages: the link of a login and its quota, and the news of delivery about a chat."""
+"""Recipients of messages: a user's link, the quota of queued messages, chats that blocked the bot or moved."""
 
 from __future__ import annotations
 

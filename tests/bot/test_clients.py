@@ -19,7 +19,7 @@ from machine import CHECKOUT
 CHAT = 4300
 NAME = "grün 图.png"
 RIBBON = png(4000, 20)  # no photo for Telegram, so it arrives as a file, which has a name
-NODE = CHECKOUT / "tests" / "node"
+NODE = CHECKOUT / "tests" / "support" / "node"
 # Go's mime/multipart writes a form so, and net/http sends a pipe in chunks.
 GO_FORM = ('--2d5a\r\nContent-Disposition: form-data; name="caption"\r\n\r\ngo\r\n--2d5a\r\n'
            'Content-Disposition: form-data; name="photo"; filename="{}"\r\n'
