@@ -10,7 +10,7 @@ class Limiter:
     """Amounts in use by key: at most `of_key` for each, `in_all` together. Thread-safe."""
 
     def __init__(self, of_key: int, in_all: float = float("inf")):
-        self._of_key, self._in_all = of_key, in_all
+        self.of_key, self.in_all = of_key, in_all
         self._lock = threading.Lock()
         self._used: dict = {}
         self._sum = 0
@@ -22,7 +22,7 @@ class Limiter:
     def take(self, key, amount: int = 1) -> bool:
         """Take an amount; False, and nothing is taken, where that is over a limit."""
         with self._lock:
-            has_room = self.used(key) + amount <= self._of_key and self._sum + amount <= self._in_all
+            has_room = self.used(key) + amount <= self.of_key and self._sum + amount <= self.in_all
             if has_room:
                 self._add(key, amount)
             return has_room

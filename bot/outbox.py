@@ -26,7 +26,7 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from bot.accounts import MAX_BYTES, MAX_FAILED, Accounts, Upload
+from bot.accounts import MAX_FAILED, Accounts, Upload
 from bot.entries import CorruptEntry, Names, encode, is_over, open_own, read_entry
 from bot.history import KEY_SECONDS, History, is_of, shown
 from common.clock import EARLIEST
@@ -190,8 +190,9 @@ class Outbox:
         while not self._accounts.bytes.take(user, size):
             failed = self._accounts.failed(user)
             if not failed:
-                raise OutboxError(f"{self._accounts.bytes.used(user) >> 20} MiB are kept for '{user}', of "
-                                  f"{MAX_BYTES >> 20}: try again when some of it is delivered", 429)
+                used, most = self._accounts.bytes.used(user), self._accounts.bytes.of_key
+                raise OutboxError(f"{used >> 20} MiB are kept for '{user}', of {most >> 20}: try again when some of it "
+                                  "is delivered", 429)
             self._give_up_failed(failed[0])
 
     def check_room(self, user: str | None, size: int) -> None:

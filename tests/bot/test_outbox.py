@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from bot import accounts
 from bot import outbox as outbox_module
 from bot.history import History
 from bot.outbox import Outbox, OutboxError
@@ -296,8 +295,8 @@ def test_a_million_messages_a_day_are_one_file_of_250_mb_and_little_memory(tmp_p
     assert int(kilobytes) < 64 << 10, f"{kilobytes} KiB, {seconds} s of CPU"
 
 
-def test_an_account_is_over_uploads_the_queue_and_what_failed(outbox, monkeypatch):
-    monkeypatch.setattr(accounts, "MAX_BYTES", 1000)
+def test_an_account_is_over_uploads_the_queue_and_what_failed(outbox):
+    outbox._accounts.bytes.of_key = 1000
     add(outbox, "aa", b"x" * 500)
     with pytest.raises(OutboxError, match="are kept for 'jana'"), outbox.upload("jana") as file:
         for _ in range(100):
@@ -317,7 +316,7 @@ def test_an_account_is_over_uploads_the_queue_and_what_failed(outbox, monkeypatc
 
 
 def test_of_failed_messages_a_user_has_a_bounded_number(outbox, monkeypatch):
-    monkeypatch.setattr("outbox.MAX_FAILED", 3)
+    monkeypatch.setattr("bot.outbox.MAX_FAILED", 3)
     for number in range(5):
         add(outbox, f"{number}")
         outbox.failed(outbox.read(f"{number}"), 502, "no")
