@@ -131,7 +131,7 @@ def test_links_are_the_administrators(bot):
         done = subprocess.run(["curl", "--silent", "--unix-socket", bot.socket_path, "--json", body,
                                f"http://localhost{place}"], capture_output=True, text=True, timeout=30,
                               user=pwd.getpwnam("nobody").pw_uid)
-        assert "the links are the administrator's" in done.stdout
+        assert "this is the administrator's" in done.stdout
 
 
 def test_the_page_shows_a_person_nothing_of_an_earlier_one(bot, telegram, chat_id):  # noqa: F811
