@@ -237,7 +237,7 @@ def test_same_offset_within_half_a_second_yields_one_update(bot):
 
 
 def test_a_poll_waits_for_news(bot):
-    bot.call("getUpdates", offset=200_000_000)
+    bot.call("getUpdates", offset=1_000_000_000)
     poll = in_thread(Client(bot.sandbox).call, "getUpdates", offset=200_000_001, timeout=20)
     until_polling(bot, 2)
     started = time.monotonic()
@@ -248,12 +248,12 @@ def test_a_poll_waits_for_news(bot):
 
 def test_a_poll_ends_after_its_timeout(bot):
     started = time.monotonic()
-    assert bot.call("getUpdates", offset=200_000_000, timeout=1) == []
+    assert bot.call("getUpdates", offset=1_000_000_000, timeout=1) == []
     assert 1 <= time.monotonic() - started < 5
 
 
 def test_the_older_of_two_polls_fails(bot):
-    bot.call("getUpdates", offset=200_000_000)
+    bot.call("getUpdates", offset=1_000_000_000)
     older = in_thread(Client(bot.sandbox).refused, "getUpdates", timeout=20)
     until_polling(bot, 2)
     newer = in_thread(Client(bot.sandbox).call, "getUpdates", timeout=20)
@@ -264,7 +264,7 @@ def test_the_older_of_two_polls_fails(bot):
 
 
 def test_a_webhook_shuts_out_polls(bot):
-    bot.call("getUpdates", offset=200_000_000)
+    bot.call("getUpdates", offset=1_000_000_000)
     poll = in_thread(Client(bot.sandbox).refused, "getUpdates", timeout=20)
     until_polling(bot, 2)
     bot.call("setWebhook", url="https://example.org/hook")
@@ -280,7 +280,7 @@ def test_a_webhook_shuts_out_polls(bot):
 
 def test_allowed_updates_are_remembered(bot):
     message = bot.send(reply_markup={"inline_keyboard": [[{"text": "A", "callback_data": "a"}]]})
-    bot.call("getUpdates", offset=200_000_000, allowed_updates=["callback_query"])
+    bot.call("getUpdates", offset=1_000_000_000, allowed_updates=["callback_query"])
     bot.say("not wanted")
     bot.control("press", chat_id=PERSON, message_id=message["message_id"], data="a")
     updates = bot.call("getUpdates", offset=1)
@@ -289,7 +289,7 @@ def test_allowed_updates_are_remembered(bot):
 
 def test_updates_expire(bot):
     message = bot.send(reply_markup={"inline_keyboard": [[{"text": "A", "callback_data": "a"}]]})
-    bot.call("getUpdates", offset=200_000_000)
+    bot.call("getUpdates", offset=1_000_000_000)
     bot.say("kept a day")
     bot.control("press", chat_id=PERSON, message_id=message["message_id"], data="a")
     bot.control("clock", advance=151)
@@ -834,7 +834,7 @@ def test_waits_end_when_it_stops():
     sandbox.start()
     client = Client(sandbox)
     client.say("/start")
-    client.call("getUpdates", offset=200_000_000)
+    client.call("getUpdates", offset=1_000_000_000)
     poll = in_thread(Client(sandbox).post, "getUpdates", json={"timeout": 50, "offset": 200_000_001})
     until_polling(client, 1)
     client.session.close()
