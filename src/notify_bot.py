@@ -333,15 +333,15 @@ def _listeners(settings: service.Settings) -> dict:
 
 
 def _serve(verbose: bool) -> int:
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
     settings = service.Settings(os.environ)
     token = service.bot_token(os.environ)
     service.check_folders(settings)
     service.setup_logging(settings.data_dir / "bot.log", (token,), verbose)
     listeners = _listeners(settings)
     bot = Service(settings, token, listeners)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     bot.start()
     service.sd_notify("READY=1")
     log.info("notify-bot %s serves %s", service.version(),
