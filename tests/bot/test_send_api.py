@@ -252,7 +252,7 @@ def test_a_blocked_bot_is_a_409_and_marks_the_link(bot, telegram):
     telegram.control("unblock", chat_id=CHAT + 1)
     telegram.types(CHAT + 1, "/whoami")
     until(lambda: bot.send("back again", wait=5).status_code == 200)
-    assert any("did not let me write here (Forbidden" in text for text in telegram.texts(CHAT + 1))
+    assert any("Earlier messages were not delivered (Forbidden" in text for text in telegram.texts(CHAT + 1))
 
 
 def test_what_telegram_refuses_for_good_is_a_502_and_kept(bot, telegram):
