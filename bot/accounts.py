@@ -43,10 +43,10 @@ class Accounts:
     def keep(self, entry: dict, size: int) -> None:
         """A message is on disk, or has changed there."""
         with self._lock:
+            self.bytes.hold(entry["user"], size)  # before the old size is given back, so that nobody takes it
             self._drop(entry["id"])
             kept = self._kept[entry["id"]] = Kept(entry, size)
             self._of_user.setdefault(kept.user, {})[entry["id"]] = kept
-            self.bytes.hold(kept.user, size)
 
     def drop(self, entry_id: str) -> None:
         """A message is not on disk any more."""

@@ -282,7 +282,7 @@ class Chat:
         try:
             self._api.call(method, params)
         except (TelegramError, TelegramUnreachable) as error:
-            log.debug("%s failed: %s", method, error)
+            log.info("%s failed: %s", method, error)
 
     def _reply(self, event: _Event, text: str, **message) -> None:
         try:

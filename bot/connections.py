@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import http.client
 import io
+import re
 import select
 import socket
 import ssl
@@ -17,19 +18,34 @@ import time
 import urllib.request
 from http import HTTPStatus
 
+from common.problem import Problem
+
 CONNECT_SECONDS = 10
 WRONG_LOGIN = "the proxy wants another user and password: put the right ones into https_proxy or http_proxy"
 
 
 class Opener(urllib.request.BaseHandler):
-    """Makes connections for the requests to one URL."""
+    """Makes connections for the requests to one URL. Raises Problem where it, or its proxy, cannot be one."""
 
     def __init__(self, url: str):
         self._url = url
-        self._context = ssl.create_default_context() if url.startswith("https:") else None
+        scheme = url.partition(":")[0]
+        try:
+            _host_and_port(urllib.request.urlparse(url).netloc, True)
+        except ValueError:
+            raise Problem(500, "TELEGRAM_API_URL has no valid port") from None
+        self._context = ssl.create_default_context() if scheme == "https" else None
         self._director = urllib.request.OpenerDirector()
-        for handler in (urllib.request.ProxyHandler(), self):
-            self._director.add_handler(handler)
+        try:
+            proxies = urllib.request.getproxies()
+            if not re.match("https?://|(?!.*://)", proxies.get(scheme, "")):
+                raise ValueError
+            for handler in (urllib.request.ProxyHandler(proxies), self):
+                self._director.add_handler(handler)
+            self.connection()
+        except ValueError:  # which may quote the password
+            raise Problem(500, f"{scheme}_proxy is not the URL of an HTTP proxy, such as "
+                               "http://user:password@proxy.example.com:3128") from None
 
     def connection(self) -> Connection:
         """A new connection, not yet connected."""
@@ -47,8 +63,9 @@ class Connection:
     (monotonic) that of the call."""
 
     def __init__(self, request: urllib.request.Request, context: ssl.SSLContext | None):
-        self._address, self._context = request.host, context
-        self._tunnel, self.prefix = request._tunnel_host, ""
+        self._address, self._context = _host_and_port(request.host, bool(context)), context
+        self._tunnel = request._tunnel_host and _host_and_port(request._tunnel_host, True)
+        self.prefix = ""
         self.headers = {name: value for name, value in request.header_items() if name.lower() == "proxy-authorization"}
         if request.has_proxy() and not self._tunnel:
             url = urllib.request.urlparse(request.full_url)
@@ -61,14 +78,13 @@ class Connection:
         timeout, deadline = self.timeout, self.deadline
         self.timeout, self.deadline = CONNECT_SECONDS, time.monotonic() + CONNECT_SECONDS
         try:
-            self.sock = socket.create_connection(_host_and_port(self._address, bool(self._context)), CONNECT_SECONDS)
+            self.sock = socket.create_connection(self._address, CONNECT_SECONDS)
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tunnel:
-                self._open_tunnel(*_host_and_port(self._tunnel, True))
+                self._open_tunnel(*self._tunnel)
             if self._context:
-                host = _host_and_port(self._tunnel or self._address, True)[0]
                 self.limit()
-                self.sock = self._context.wrap_socket(self.sock, server_hostname=host)
+                self.sock = self._context.wrap_socket(self.sock, server_hostname=(self._tunnel or self._address)[0])
         finally:
             self.timeout, self.deadline = timeout, deadline
 

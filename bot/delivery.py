@@ -311,10 +311,11 @@ class Delivery:
         message_ids = entry.get("message_ids", []) + message_ids
         if last:
             self._outbox.delivered(entry, message_ids)
-            self._delivered(queue, entry)
         else:
             self._outbox.save({**entry, "part": entry["part"] + 1, "message_ids": message_ids})
         del self._unrecorded[entry["id"]]
+        if last:
+            self._delivered(queue, entry)
 
     def _delivered(self, queue: ChatQueue, entry: dict) -> None:
         seconds = self._age(entry["id"])

@@ -57,7 +57,7 @@ class Outbox:
     """The files of accepted messages. Threads may share it. An entry is a dict:
 
     `id`, `sequence` (int), `accepted_at` (unix seconds), `user` (or None), `chat_id`, `reply` (bool: an answer of
-    the bot's own), `message` (see notification.py), `part` (how many calls of it are done), `message_ids` (Telegram's,
+    the bot's own), `message` (see message.py), `part` (how many calls of it are done), `message_ids` (Telegram's,
     of these), `late_since`; `reason` and `code` where it failed.
     """
 
@@ -135,7 +135,10 @@ class Outbox:
 
     def problem(self) -> str | None:
         """The reason why nothing is accepted now, None where there is none."""
-        disk = os.statvfs(self.directory)
+        try:
+            disk = os.statvfs(self.directory)
+        except OSError as error:
+            return f"the disk cannot be used ({error.strerror}): nothing new is accepted"
         free = disk.f_bavail * disk.f_frsize
         if free < min(FREE_SHARE * disk.f_blocks * disk.f_frsize, FREE_BYTES):
             return f"the disk is nearly full ({free >> 20} MiB are free on {self.directory}): nothing new is accepted"

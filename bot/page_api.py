@@ -100,11 +100,13 @@ def _for_a_person(post):
     def route(handler: Handler) -> None:
         try:
             post(handler)
-        except (StoreError, OutboxError) as error:
-            if error.status != 503:
+        except (ConnectionError, TimeoutError):
+            raise
+        except (StoreError, OutboxError, OSError) as error:
+            if isinstance(error, Problem) and error.status != 503:
                 raise
             log.error("%s", error)
-            raise Problem(503, FILES, error.headers) from error
+            raise Problem(503, FILES, {"Retry-After": "30"}) from error
     return route
 
 

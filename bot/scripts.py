@@ -18,7 +18,7 @@ import socket
 import tempfile
 import threading
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from bot.outbox import OutboxError
@@ -41,7 +41,7 @@ MAX_ANSWER_BYTES = 4 << 20  # 1 MiB of output, of which each byte becomes three 
 MAX_ANSWER_ITEMS = 40_000  # a list has 1001 scripts at the most
 MAX_IMAGE_BYTES = 50 << 20
 MAX_RUNS_PER_USER = 2
-MAX_RUNS = 32
+MAX_RUNS, MAX_PAGE_RUNS = 64, 32  # the page leaves room for the chat
 MAX_REASON = 300
 SHOWN_NAME = 40
 SHOWN_OVERDUE = 10
@@ -67,12 +67,18 @@ class Image:
         """Write the picture to a binary file. Returns the reason it is missing, "" if it is there."""
         if self._size > MAX_IMAGE_BYTES:
             return f"it is over {MAX_IMAGE_BYTES >> 20} MiB"
-        left = self._size - len(self._begun)
-        file.write(self._begun)
-        with suppress(OSError):
-            while left > 0 and (piece := _receive(self._connection, min(left, 1 << 16), self._deadline)):
-                file.write(piece)
-                left -= len(piece)
+        left, piece = self._size - len(self._begun), self._begun
+        while True:
+            file.write(piece)
+            if left <= 0:
+                break
+            try:
+                piece = _receive(self._connection, min(left, 1 << 16), self._deadline)
+            except OSError:
+                break
+            if not piece:
+                break
+            left -= len(piece)
         file.seek(0)
         return "it did not arrive in time" if left else ""
 
@@ -180,15 +186,15 @@ class Runs:
             return set(self._running.get(user, ()))
 
     @contextmanager
-    def _reserved(self, user: str, name: str):
-        """Reserves one run until the end of the block. Raises Problem."""
+    def _reserved(self, user: str, name: str, most: int):
+        """Reserves one of `most` runs until the end of the block. Raises Problem."""
         with self._lock:
             running = self._running.get(user, set())
             if name in running:
                 raise Problem(409, f"{short(name)} is running already.")
             if len(running) >= MAX_RUNS_PER_USER:
                 raise _busy(429, f"{len(running)} of your scripts are running already.")
-            if sum(map(len, self._running.values())) >= MAX_RUNS:
+            if sum(map(len, self._running.values())) >= most:
                 raise _busy(503, "Too many scripts of others are running now.")
             self._running.setdefault(user, running).add(name)
         try:
@@ -205,9 +211,9 @@ class Runs:
         Raises Problem, StoreError."""
         if self._replies.are_full(link.chat_id):
             raise _busy(429, "Answers to your earlier requests still wait for Telegram.")
-        run_id = run_id or secrets.token_hex(10)
         with ExitStack() as place:
-            place.enter_context(self._reserved(link.user, name))
+            place.enter_context(self._reserved(link.user, name, MAX_RUNS if run_id else MAX_PAGE_RUNS))
+            run_id = run_id or secrets.token_hex(10)
             with self._store.update() as runs:
                 if run_id in runs or self._replies.has(f"run:{run_id}"):
                     return
@@ -218,7 +224,6 @@ class Runs:
     def _run(self, place: ExitStack, run_id: str, link: Link, name: str) -> None:
         with place:
             self._run_and_tell(link, name, lambda text, **options: self._tell(run_id, link.chat_id, text, **options))
-            self._forget(run_id)
 
     def _run_and_tell(self, link: Link, name: str, tell) -> None:
         """Run a script and report the result once by `tell(text, **options)`, as Replies.tell."""
@@ -248,8 +253,10 @@ class Runs:
                  script=name, picture_name=os.path.basename(found.image_path or "image"))
 
     def _tell(self, run_id: str, chat_id: int, text: str, **options) -> None:
+        """Report a run, and forget it when that is accepted: until then it is not run again."""
         try:
             self._replies.tell(f"run:{run_id}", chat_id, text, **options)
+            self._forget(run_id)
         except (OutboxError, OSError) as error:
             log.error("chat %d is not told of a run: %s", chat_id, error)
 
@@ -267,7 +274,8 @@ class Runs:
                 if isinstance(run, dict) and type(run.get("chat_id")) is int:
                     self._tell(run_id, run["chat_id"], f"The service was restarted while {run.get('name')} ran, so "
                                "its result is not known. Press Run to run it again.", parse_mode="")
-                self._forget(run_id)
+                else:
+                    self._forget(run_id)
         except StoreError as error:
             log.error("%s", error)
 

@@ -196,7 +196,7 @@ def _form(handler: Handler, file) -> tuple[dict, str]:
 
 
 def _message(fields: dict, body_name: str) -> dict:
-    """The message of a request, see notification.py; raises Problem naming the field that is wrong."""
+    """The message of a request, see message.py; raises Problem naming the field that is wrong."""
     parse_mode = "Markdown" if fields.get("parse_mode") is None else fields["parse_mode"]
     if parse_mode not in PARSE_MODES:
         raise Problem(400, f"parse_mode must be one of {', '.join(repr(mode) for mode in PARSE_MODES)}")

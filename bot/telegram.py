@@ -15,6 +15,7 @@ import time
 import urllib.parse
 from contextlib import suppress
 
+from bot.connections import WRONG_LOGIN, Opener
 from common import bounded_json, multipart
 
 ANSWER_SECONDS = 30  # without a byte
@@ -55,15 +56,16 @@ def call_seconds(size: int) -> float:
 
 
 class TelegramAPI:
-    """Calls methods for one bot. Threads may share it; a call has a connection to itself while it lasts."""
+    """Calls methods for one bot. Thread-safe; a call has a connection to itself while it lasts. Raises Problem for an
+    address, or a proxy of the environment, that cannot be one."""
 
     def __init__(self, token: str, base_url: str):
         url = urllib.parse.urlsplit(base_url)
         host = url.netloc.rpartition("@")[2]
         self._host = host if host.isascii() else host.encode("idna").decode()
-        self._base_url, self._path = f"{url.scheme}://{self._host}/", f"{url.path}/bot{token}/"
+        self._path = f"{url.path}/bot{token}/"
+        self._opener = Opener(f"{url.scheme}://{self._host}/")
         self._lock = threading.Lock()
-        self._opener = None
         self._idle: list[tuple] = []  # since when (monotonic), the connection
         self._in_use: set = set()
         self._closed = False
@@ -94,7 +96,7 @@ class TelegramAPI:
         return result
 
     def close(self) -> None:
-        """End every connection; calls under way fail with TelegramUnreachable, later ones too."""
+        """End every connection; calls in flight fail with TelegramUnreachable, later ones too."""
         with self._lock:
             self._closed = True
             connections = [connection for _, connection in self._idle] + list(self._in_use)
@@ -150,16 +152,10 @@ class TelegramAPI:
                     break
                 connection.close()
             else:
-                connection = self._opener_of_connections().connection()
+                connection = self._opener.connection()
             self._in_use.add(connection)
         connection.timeout = timeout
         return connection
-
-    def _opener_of_connections(self):
-        if self._opener is None:
-            from bot.connections import Opener  # urllib takes long to load, and the service is up before its first call
-            self._opener = Opener(self._base_url)
-        return self._opener
 
     def _give_back(self, connection) -> None:
         with self._lock:
@@ -183,7 +179,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _bounds(method: str) -> tuple[int, int]:
-    """Bytes and items of an answer. One poll is under way at a time, other calls are many."""
+    """Bytes and items of an answer. One poll is in flight at a time, other calls are many."""
     return (MAX_UPDATES_BYTES, MAX_UPDATES_ITEMS) if method == "getUpdates" else (MAX_ANSWER_BYTES, MAX_ANSWER_ITEMS)
 
 
@@ -194,7 +190,6 @@ def _result(status: int, headers, data: bytes, most_bytes: int = MAX_ANSWER_BYTE
         answer = None
     if not isinstance(answer, dict) or not isinstance(answer.get("ok"), bool):
         if status == 407:
-            from bot.connections import WRONG_LOGIN
             raise TelegramUnreachable(WRONG_LOGIN, unknown=False)
         if status == 413:
             raise TelegramError(413, "Request Entity Too Large")

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from bot import connections
 from bot.telegram import TelegramAPI, TelegramUnreachable
+from common.problem import Problem
 from live import until
 
 PASSWORD = "s3cret-of-the-proxy"
@@ -129,9 +130,17 @@ def telegram(request, monkeypatch, certificate):
 
 @pytest.fixture
 def api(telegram):
-    api = TelegramAPI(TOKEN, telegram.url)
-    yield api
-    api.close()
+    """Made at its first call, with the proxies that are set then."""
+    made = []
+
+    class Late:
+        def call(self, *arguments):
+            made[:] = made or [TelegramAPI(TOKEN, telegram.url)]
+            return made[0].call(*arguments)
+
+    yield Late()
+    for api in made:
+        api.close()
 
 
 def use(monkeypatch, port, login=""):
@@ -211,6 +220,22 @@ def test_a_proxy_that_is_down_sent_nothing(api, telegram, monkeypatch):
     with pytest.raises(TelegramUnreachable, match="cannot connect") as raised:
         api.call("getMe")
     assert not raised.value.unknown and PASSWORD not in repr(raised.value)
+
+
+@pytest.mark.parametrize("proxy", ["http:/bot:s3cret@proxy:3128", "http://bot:s3cret@proxy:31x8",
+                                   "socks5://bot:s3cret@proxy:1080", "http://bot:s3cret@proxy:99999", "//"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_that_is_none_stops_the_start_and_is_not_quoted(scheme, proxy, monkeypatch):
+    monkeypatch.setenv(f"{scheme}_proxy", proxy)
+    with pytest.raises(Problem, match=f"{scheme}_proxy is not the URL of an HTTP proxy") as raised:
+        TelegramAPI(TOKEN, f"{scheme}://api.telegram.org")
+    assert "s3cret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:99x", "https://telegram:123456"])
+def test_an_address_without_a_port_that_is_one_stops_the_start(url):
+    with pytest.raises(Problem, match="TELEGRAM_API_URL"):
+        TelegramAPI(TOKEN, url)
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 403 Filtered\r\nContent-Length: 0\r\n\r\n", b"", b"junk\r\n\r\n", b"H"])

@@ -240,7 +240,7 @@ def test_runs_of_the_page_are_bounded_in_all(tmp_path, telegram, chat_id):  # no
     bot.users(alice=chat_id, bob=chat_id + 1)
     neighbours = [Neighbour(bot, user, ["a.py"]) for user in ("alice", "bob")]
     try:
-        bot.start("from bot import scripts\nscripts.MAX_RUNS = 1")
+        bot.start("from bot import scripts\nscripts.MAX_PAGE_RUNS = 1")
         assert bot.web("/run", user="alice", name="a.py")[0] == 202
         assert bot.web("/run", user="bob", name="a.py")[0] == 503 and bot.retry_after
         neighbours[0].go_on.set()

@@ -63,7 +63,7 @@ def test_places_are_bounded_in_all_and_in_a_chat():
         == MAX_WAITING - MAX_WAITING_PER_CHAT
     places.leave("0")
     assert places.admit("9", 7) and not places.admit("10", 7)
-    assert not places.admit("11", 8) and len(places._in_chat) == MAX_WAITING - MAX_WAITING_PER_CHAT + 1
+    assert not places.admit("11", 8) and len(places._places._used) == MAX_WAITING - MAX_WAITING_PER_CHAT + 1
 
 
 def test_hundreds_of_strangers_keep_nobody_waiting_and_leave_nothing_on_the_disk(tmp_path, telegram):

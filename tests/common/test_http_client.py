@@ -56,15 +56,18 @@ def test_a_request_and_its_answer(serve):
                             b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
 
 
-def test_an_answer_ends_with_its_length_and_not_with_the_connection(serve):
+@pytest.mark.parametrize(("answer", "status"), [
+    (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 200), (b"HTTP/1.1 204 No Content\r\n\r\n", 204),
+    (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", 200)])
+def test_an_answer_ends_before_the_connection(serve, answer, status):
     done = threading.Event()
 
     def stay(connection):
-        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        connection.sendall(answer)
         done.wait(20)
     server = serve(stay)
     try:
-        assert request(server.path, "GET", "/")[2] == b"ok"
+        assert request(server.path, "GET", "/", seconds=5)[0] == status
     finally:
         done.set()
 
