@@ -33,7 +33,7 @@ class Opener(urllib.request.BaseHandler):
         try:
             _host_and_port(urllib.request.urlparse(url).netloc, True)
         except ValueError:
-            raise Problem(500, "TELEGRAM_API_URL has no valid port") from None
+            raise Problem(500, "TELEGRAM_API_URL has no valid host and port") from None
         self._context = ssl.create_default_context() if scheme == "https" else None
         self._director = urllib.request.OpenerDirector()
         try:
@@ -150,5 +150,8 @@ class _Answer(io.RawIOBase):
 
 
 def _host_and_port(netloc: str, is_https: bool) -> tuple[str, int]:
+    """Raises ValueError where there is no host or the port is none."""
     parts = urllib.request.urlparse(f"//{netloc}")
-    return parts.hostname or "", parts.port or (443 if is_https else 80)
+    if not parts.hostname:
+        raise ValueError("no host")
+    return parts.hostname, parts.port or (443 if is_https else 80)
