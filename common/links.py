@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import pwd
+import threading
 import time
 from pathlib import Path
 
@@ -79,6 +80,7 @@ class Links:
         self._users = JsonStore(data_dir / "telegram_users.json")
         self._codes = JsonStore(data_dir / "pending_codes.json")
         self._index: tuple[dict, dict[str, Link], dict[int, Link]] | None = None
+        self._indexing = threading.Lock()
         self._unused: dict[tuple[str, int | None], str] = {}  # links that are not used, and why
         self._used: tuple[dict, object, dict[str, Link]] | None = None
         self._change_of_unused = object()
@@ -222,13 +224,13 @@ class Links:
         return reason is None
 
     def _indexed(self) -> tuple[dict, dict[str, Link], dict[int, Link]]:
-        if not self._users.is_read():
-            self._index = self._used = None  # free the old document before the new one is read
-        document = self._users.read()
-        index = self._index
-        if index is None or index[0] is not document:
-            index = self._index = (document, *_make_index(document))
-        return index
+        with self._indexing:  # an index in the making would keep its document beside the next one
+            if not self._users.is_read():
+                self._index = self._used = None  # frees the old document first
+            document = self._users.read()
+            if self._index is None or self._index[0] is not document:
+                self._index = (document, *_make_index(document))
+            return self._index
 
 
 def _make_index(document: dict) -> tuple[dict[str, Link], dict[int, Link]]:
