@@ -1,4 +1,4 @@
-"""The bot's commands, and the buttons under its messages.
+"""The bot's commands, the buttons under its messages, and its news to a person: welcome, moved, expired.
 
 Telegram vouches for the chat of an update, so a linked chat may list and run the scripts of its own login only.
 Replies go through the outbox under a key made of the update: an update that is handled twice is answered once.

@@ -1,4 +1,4 @@
-"""Messages that were sent: one line each in the file of the day (UTC) on which it was delivered.
+"""List of sent messages, a line each in the file of the day (UTC), and how long an Idempotency-Key holds.
 
     sent/2026-11-24.jsonl   {"id", "accepted_at", "user", "uid", "chat_id", "script", "title", "delivered_at",
                              "message_ids"}

@@ -1,4 +1,4 @@
-"""Report of a run: judges it, and decides what its owner is told.
+"""Report of a run: judges it, and decides what its owner is told; a dry run prints it.
 
 A run comes to a message, to one that its cooldown holds back, or to nothing. A script that fails costs its owner one
 message a day, and another when it works again. The state of a script changes when the bot took a message about it.
