@@ -213,6 +213,19 @@ def test_a_host_of_no_proxy_is_asked_directly(api, telegram, proxy, monkeypatch)
     assert api.call("getMe") == "getMe"
 
 
+def test_each_call_through_a_proxy_of_http_has_a_connection(monkeypatch):
+    """It may close one without saying so, and the fate of the next call would be unknown."""
+    proxy = Telegram()  # whoever is asked with a whole URL is a proxy
+    use(monkeypatch, proxy.url.rpartition(":")[2])
+    api = TelegramAPI(TOKEN, "http://telegram.example")
+    try:
+        assert [api.call("getMe"), api.call("getMe")] == ["getMe", "getMe"]
+        assert proxy.connections == 2 and proxy.paths == [f"http://telegram.example/bot{TOKEN}/getMe"] * 2
+    finally:
+        api.close()
+        proxy.stop()
+
+
 def test_a_proxy_that_is_down_sent_nothing(api, telegram, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

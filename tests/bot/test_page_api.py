@@ -251,6 +251,18 @@ def test_runs_of_the_page_are_bounded_in_all(tmp_path, telegram, chat_id):  # no
         bot.stop()
 
 
+def test_a_file_that_is_missing_is_answered_and_not_named(tmp_path, telegram, chat_id):  # noqa: F811
+    bot = PageBot(tmp_path, telegram.url)  # noqa: F811
+    bot.users(alice=chat_id)
+    try:
+        bot.start("from bot import replies\nfrom pathlib import Path\nreplies.Path = lambda _: Path('/gone/x.py')")
+        status, answer = bot.web("/test", user="alice")
+        assert status == 503 and bot.retry_after and "cannot read or write its own files" in answer["error"]
+        assert "sample_chart" not in answer["error"] and "/gone/sample_chart.png" in bot.log
+    finally:
+        bot.stop()
+
+
 def test_a_run_that_a_crash_interrupts_is_told_of_once(bot, telegram, linked, neighbour):  # noqa: F811
     assert bot.web("/run", user="alice", name="a.py")[0] == 202
     (run,) = json.loads((bot.state / "runs.json").read_text()).values()
