@@ -9,6 +9,13 @@ import time
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from bot.delivery import Delivery
+from bot.desktop import Desktop
+from bot.metrics import Metrics
+from bot.outbox import Outbox
+from bot.pacing import ChatQueue
+from bot.recipients import Recipients
+from common.links import Links
 from live import CHECKOUT, ME, PYTHON, TOKEN, Bot, until
 
 
@@ -299,3 +306,28 @@ def test_a_message_refused_as_a_wrong_token_is_harms_no_other(bot, telegram, cod
     telegram.refuses("sendMessage", code, "Not Found")
     assert (bot.send("m 1", wait=10).status_code, bot.send("m 2", wait=10).status_code) == (502, 200)
     assert bot.get("/health").status_code == 200
+
+
+def test_an_error_after_a_message_was_recorded_leaves_nothing_of_it(tmp_path):
+    """Its ID may be that of a new message a day later, which must not count as sent."""
+    class Telegram:
+        succeeded_at = 0.0
+
+        def call(self, method, params, files=None):
+            return {"message_id": 1}
+
+    class Failing(Recipients):
+        def delivered(self, entry):
+            raise RuntimeError("can't start new thread")
+
+    outbox = Outbox(tmp_path / "outbox")
+    outbox.load()
+    delivery = Delivery(outbox, Telegram(), Failing(Links(tmp_path), Desktop(tmp_path / "none")), Metrics(), 86400)
+    queue = ChatQueue(1)
+    entry = outbox.add("ab", {"chat_id": 1, "message": {"text": "m"}})
+    delivery._enqueue(entry)
+    queue.notifications.append("ab")
+    with pytest.raises(RuntimeError):
+        delivery._succeeded(queue, entry, True, [1])
+    assert delivery._unrecorded == {} and outbox.find("ab") == "sent"
+    outbox.close()

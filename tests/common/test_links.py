@@ -5,6 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -158,3 +161,26 @@ def test_a_code_made_before_the_clock_was_set_begins_to_age_when_that_is_seen(st
     assert store.peek(code, now=1.8e9 + 599)["chat_id"] == 42
     with pytest.raises(LinkError, match="expired"):
         store.peek(code, now=1.8e9 + 601)
+
+
+def test_threads_that_come_at_once_make_one_index(tmp_path, monkeypatch):
+    """Each would keep a document of its own in memory."""
+    (tmp_path / "telegram_users.json").write_text(json.dumps({"alice": {"chat_id": 7, "uid": os.getuid()}}))
+    made, make, all_are_here = [], links._make_index, threading.Barrier(8)
+
+    def slowly(document):
+        made.append(document)
+        time.sleep(0.1)
+        return make(document)
+
+    monkeypatch.setattr(links, "_make_index", slowly)
+    store = links.Links(tmp_path)
+
+    def look():
+        all_are_here.wait(10)
+        assert list(store.on_disk()) == ["alice"]
+
+    with ThreadPoolExecutor(8) as threads:
+        for done in [threads.submit(look) for _ in range(8)]:
+            done.result()
+    assert len(made) == 1
