@@ -1,6 +1,6 @@
 """HTTP/1.1 server over AF_UNIX that knows who is calling.
 
-A connection has a thread of its own, and both are bounded: so many in all, so many for one user, so long for a
+A connection has a thread for itself, and both are bounded: so many in all, so many for one user, so long for a
 request to arrive. A client that trickles its bytes holds its own connection until the deadline and nothing else.
 """
 
@@ -12,8 +12,8 @@ import io
 import json
 import logging
 import os
+import select
 import socket
-import socketserver
 import stat
 import struct
 import threading
@@ -24,6 +24,7 @@ from http import HTTPStatus
 from bot import http_request
 from bot.limits import Limiter
 from bot.refusals import Refusals
+from bot.workers import Workers
 from common import bounded_json
 from common.problem import Problem
 
@@ -43,6 +44,8 @@ IDLE_SECONDS = 60
 ANSWER_SECONDS = 10
 LINGER_SECONDS = 2
 FRESH_SECONDS = 1
+ROUND_SECONDS = 0.5
+KEPT_THREADS = 8  # for the next connections; the others end with theirs
 SO_PEERGROUPS = 59  # <asm-generic/socket.h>; the socket module has no name for it
 
 # JSON may take thirty times its size while it is an object, so few are parsed at a time.
@@ -50,6 +53,7 @@ _PARSING = threading.Semaphore(2)
 _NO_ROOM_BODY = b'{"ok": false, "error": "too many connections are open"}\n'
 _NO_ROOM = (b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Type: application/json\r\n"
             b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(_NO_ROOM_BODY) + _NO_ROOM_BODY)
+_OUR_ERROR = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _FRESH, _SERVING, _IDLE = "fresh", "serving", "idle"
 
 
@@ -113,7 +117,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def setup(self):
         self.connection = self.request
-        self.peer = Peer(self.connection)
+        self.peer = self.client_address
         self._reader = _Reader(self.connection)
         self.rfile = io.BufferedReader(self._reader, 16384)
         self.unread, self.command, self.request_version = 0, None, self.protocol_version
@@ -264,45 +268,66 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer(status, {"ok": False, "error": message}, headers)
 
 
-class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+class Server:
     """Serves a listening AF_UNIX socket that somebody else made. `service` is for the handlers.
 
     `beat` is the monotonic time at which the accepting loop last came round.
     """
 
-    daemon_threads = True
-    block_on_close = False
     max_connections = MAX_CONNECTIONS
     max_connections_per_user = MAX_CONNECTIONS_PER_USER
     first_connections, root_connections = FIRST_CONNECTIONS, ROOT_CONNECTIONS
 
     def __init__(self, listener: socket.socket, handler: type, service):
-        socketserver.BaseServer.__init__(self, listener.getsockname(), handler)
-        self.socket = listener
         self.service = service
         self.stopping = threading.Event()
         self.beat = time.monotonic()
-        self._changed = threading.Condition()
         self.refusals = Refusals()
+        self._listener, self._handler = listener, handler
+        self._workers = Workers("http", self._serve, KEPT_THREADS)
+        self._wakes = os.eventfd(0, os.EFD_CLOEXEC)
+        self._changed = threading.Condition()
         self._bodies = Limiter(MAX_BODIES_PER_USER, MAX_BODIES)
-        self._connections: dict[socket.socket, list] = {}  # [uid, state]
+        self._connections: dict[socket.socket, list] = {}  # [peer, state]
 
-    def service_actions(self):
+    def run(self) -> None:
+        """Accept connections until `stop_accepting`."""
+        ready = select.poll()
+        ready.register(self._listener, select.POLLIN)
+        ready.register(self._wakes, select.POLLIN)
+        while not self.stopping.is_set():
+            self.came_round()
+            for descriptor, _ in ready.poll(ROUND_SECONDS * 1000):
+                if descriptor == self._listener.fileno():
+                    self._accept()
+        with self._changed:
+            self._wakes = None
+            self._changed.notify_all()
+
+    def came_round(self) -> None:
         self.beat = time.monotonic()
         self.refusals.flush()
 
-    def verify_request(self, request, client_address):
-        uid = Peer(request).uid
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError as error:  # no descriptor is left, and one may be in a while
+            log.error("no connection can be accepted: %s", error.strerror)
+            self.stopping.wait(ROUND_SECONDS)
+            return
+        peer = Peer(connection)
         with self._changed:
-            of_user = sum(1 for owner, _ in self._connections.values() if owner == uid)
-            if self._has_room(uid, of_user):
-                self._connections[request] = [uid, _FRESH]
-                return True
-        self.refusals.note(uid, f"503 {of_user} connections are open")
-        with suppress(OSError):
-            request.settimeout(0)
-            request.sendall(_NO_ROOM)
-        return False
+            of_user = sum(1 for other, _ in self._connections.values() if other.uid == peer.uid)
+            has_room = self._has_room(peer.uid, of_user)
+            if has_room:
+                self._connections[connection] = [peer, _FRESH]
+        if has_room:
+            self._workers.give(connection, len(self._connections))
+            return
+        self.refusals.note(peer.uid, f"503 {of_user} connections are open")
+        with connection, suppress(OSError):
+            connection.settimeout(0)
+            connection.sendall(_NO_ROOM)
 
     def _has_room(self, uid: int, of_user: int) -> bool:
         left = self.max_connections - len(self._connections)
@@ -311,6 +336,20 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         if not of_user:
             return left > self.root_connections
         return of_user < self.max_connections_per_user and left > self.first_connections
+
+    def _serve(self, connection: socket.socket) -> None:
+        answered = False
+        try:
+            self._handler(connection, self._connections[connection][0], self)
+            answered = True
+        finally:
+            if not answered:
+                with suppress(OSError):
+                    connection.sendall(_OUR_ERROR)
+            with self._changed:
+                del self._connections[connection]
+                self._changed.notify_all()
+            connection.close()
 
     def reserve(self, uid: int, size: int) -> int:
         """Room for a body of `size` bytes until its request is answered; raises Problem where there is none."""
@@ -321,34 +360,24 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     def release(self, uid: int, size: int) -> None:
         self._bodies.give_back(uid, size)
 
-    def shutdown_request(self, request):
-        with self._changed:
-            self._connections.pop(request, None)
-            self._changed.notify_all()
-        request.close()
-
-    def busy(self, connection):
+    def busy(self, connection: socket.socket) -> None:
         with self._changed:
             self._connections[connection][1] = _SERVING
 
-    def idle(self, connection):
+    def idle(self, connection: socket.socket) -> None:
         with self._changed:
             self._connections[connection][1] = _IDLE
             self._changed.notify_all()
-
-    def handle_error(self, request, client_address):
-        log.exception("a request ended in an error of ours")
-        with suppress(OSError):
-            request.sendall(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 
     def stop_accepting(self) -> None:
         """Take no more connections and end those on which nothing is asked. Returns when that is so.
 
         A new connection gets FRESH_SECONDS to send its request, which the next service could not read."""
         self.stopping.set()
-        self.shutdown()
-        self.refusals.flush(0)
+        os.eventfd_write(self._wakes, 1)
         with self._changed:
+            self._changed.wait_for(lambda: self._wakes is None, FRESH_SECONDS)
+            self.refusals.flush(0)
             self._changed.wait_for(lambda: _FRESH not in (state for _, state in self._connections.values()),
                                    FRESH_SECONDS)
             for connection, (_, state) in self._connections.items():

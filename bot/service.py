@@ -88,7 +88,7 @@ class _Serving:
     def __init__(self, name: str, listener, service):
         self.title, server, handler = self._KINDS[name]
         self.server = server(listener, handler, service)
-        self.thread = threading.Thread(target=self.server.serve_forever, name=name, daemon=True)
+        self.thread = threading.Thread(target=self.server.run, name=name, daemon=True)
 
     def is_alive(self) -> bool:
         return self.thread.is_alive() and time.monotonic() - self.server.beat < API_STUCK_SECONDS

@@ -10,10 +10,11 @@ log = logging.getLogger("workers")
 
 
 class Workers:
-    """Runs `work(item)`, which returns the next item for the same thread, or None. Thread-safe."""
+    """Runs `work(item)`, which returns the next item for the same thread, or None. Of the threads with nothing to do,
+    those beyond `kept` end. Thread-safe."""
 
-    def __init__(self, name: str, work):
-        self._name, self._work = name, work
+    def __init__(self, name: str, work, kept: float = float("inf")):
+        self._name, self._work, self._kept = name, work, kept
         self._queue: queue.SimpleQueue = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
@@ -21,8 +22,8 @@ class Workers:
 
     def give(self, item, wanted: int) -> None:
         """Queue an item, for at most `wanted` threads."""
-        self._queue.put(item)
         with self._lock:
+            self._queue.put(item)
             self._wanted = max(self._wanted, wanted)
             if len(self._threads) < wanted:
                 self._hire()
@@ -39,10 +40,18 @@ class Workers:
     def _run(self) -> None:
         item = None
         try:
-            while True:
+            while item or not self._is_dismissed():
                 item = self._work(item or self._queue.get())
         finally:
-            with self._lock:  # reached only by an unexpected error, which the thread's excepthook logs
+            with self._lock:
                 self._threads.discard(threading.current_thread())
-                if len(self._threads) < self._wanted:
+                if len(self._threads) < min(self._wanted, self._kept):
                     self._hire()
+
+    def _is_dismissed(self) -> bool:
+        """True for a thread that is not kept; it counts no more from then on, so that the next item hires another."""
+        with self._lock:
+            is_dismissed = self._queue.empty() and len(self._threads) > self._kept
+            if is_dismissed:
+                self._threads.remove(threading.current_thread())
+            return is_dismissed

@@ -12,9 +12,9 @@ from live import CHECKOUT, ME, PYTHON, Bot, Process, until
 STUCK = {
     "polling": "from bot import polling; polling.STUCK_SECONDS = 1",
     "delivery": "from bot import delivery; delivery.STUCK_SECONDS = 1",
-    "the API": "from bot import http_server; http_server.Server.service_actions = lambda self: None; "
+    "the API": "from bot import http_server; http_server.Server.came_round = lambda self: None; "
                "from bot import service; service.API_STUCK_SECONDS = 1",
-    "the page's API": "from bot import page_api; page_api.WebServer.service_actions = lambda self: None; "
+    "the page's API": "from bot import page_api; page_api.WebServer.came_round = lambda self: None; "
                       "from bot import service; service.API_STUCK_SECONDS = 1",
 }
 
