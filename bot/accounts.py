@@ -1,4 +1,4 @@
-"""Disk usage of each user in bytes: uploads in progress, messages that wait or failed.
+"""Disk usage: the bytes of each user (uploads in progress, messages that wait or failed), and room on the disk.
 
 Answers in chats without a login (user None) share one account.
 """
@@ -16,19 +16,38 @@ from bot.limits import Limiter
 # Ten pictures of the largest size, or the 200 messages that may wait with 2.5 MiB each.
 MAX_BYTES = 500 << 20
 MAX_FAILED = 200
+# Under the lesser of both nothing more is accepted, so that what is queued can go on.
+FREE_SHARE, FREE_BYTES = 0.05, 200 << 20
+
+
+def disk_problem(folder: Path) -> str | None:
+    """The reason why a disk takes nothing new, None where there is none."""
+    try:
+        disk = os.statvfs(folder)
+    except OSError as error:
+        return f"the disk cannot be used ({error.strerror}): nothing new is accepted"
+    free = disk.f_bavail * disk.f_frsize
+    if free < min(FREE_SHARE * disk.f_blocks * disk.f_frsize, FREE_BYTES):
+        return f"the disk is nearly full ({free >> 20} MiB are free on {folder}): nothing new is accepted"
+    return None
 
 
 class Kept:
-    """A message on disk: `user`, `sequence`, `accepted_at`, `size` (bytes, with its picture), `failed`."""
+    """A message on disk: `user`, `sequence`, `accepted_at`, `size` (bytes, with its picture), `place` in the journal,
+    None where it failed."""
 
-    __slots__ = ("accepted_at", "failed", "sequence", "size", "user")
+    __slots__ = ("accepted_at", "place", "sequence", "size", "user")
 
-    def __init__(self, entry: dict, size: int):
+    def __init__(self, entry: dict, size: int, place: int | None):
         self.user = entry["user"]
         self.sequence = entry["sequence"]
         self.accepted_at = entry["accepted_at"]
         self.size = size
-        self.failed = "reason" in entry
+        self.place = place
+
+    @property
+    def failed(self) -> bool:
+        return self.place is None
 
 
 class Accounts:
@@ -40,12 +59,12 @@ class Accounts:
         self._kept: dict[str, Kept] = {}
         self._of_user: dict[str | None, dict[str, Kept]] = {}
 
-    def keep(self, entry: dict, size: int) -> None:
+    def keep(self, entry: dict, size: int, place: int | None) -> None:
         """A message is on disk, or has changed there."""
         with self._lock:
             self.bytes.hold(entry["user"], size)  # before the old size is given back, so that nobody takes it
             self._drop(entry["id"])
-            kept = self._kept[entry["id"]] = Kept(entry, size)
+            kept = self._kept[entry["id"]] = Kept(entry, size, place)
             self._of_user.setdefault(kept.user, {})[entry["id"]] = kept
 
     def drop(self, entry_id: str) -> None:
@@ -85,10 +104,10 @@ class Accounts:
 
 class Upload(io.BufferedRandom):
     """A new file in `folder` for a picture that is arriving. What is written to it is first taken from the account of
-    `user` by `take(user, size)`, which may raise; `taken` is how much that is."""
+    `user` by `take(user, size)`, which may raise; `taken` is how much that is, None once a message has the file."""
 
     def __init__(self, folder: Path, user: str | None, take):
-        self.path = folder / f".upload-{secrets.token_hex(10)}"
+        self.path = folder / secrets.token_hex(10)
         self.user, self.taken, self._take = user, 0, take
         super().__init__(io.FileIO(self.path, "x+b", opener=lambda path, flags: os.open(path, flags, 0o600)))
 

@@ -38,9 +38,6 @@ def post_retry(handler: Handler) -> None:
             service.delivery.submit(service.outbox.requeue(entry_id))
         except CorruptEntry:
             raise Problem(404, f"no failed message has the ID {entry_id}; see notify-bot queue") from None
-        except FileExistsError:
-            raise Problem(409, f"{entry_id} is the ID of a message that waits, too: retry it when that one is "
-                               "delivered") from None
     _answer(handler, retried=wanted)
 
 

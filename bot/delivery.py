@@ -211,7 +211,7 @@ class Delivery:
             if not self._is_addressed(queue, entry):
                 return
             step, last = self._step(entry)
-            message_ids = message_ids_of(self._call(step, queue.chat_id, entry_id))
+            message_ids = message_ids_of(self._call(step, queue.chat_id, entry))
         except CorruptEntry as error:
             self._set_aside(queue, entry_id, error)
         except TelegramUnreachable as error:
@@ -271,22 +271,22 @@ class Delivery:
         part = min(entry["part"], len(steps) - 1)
         return steps[part], part == len(steps) - 1
 
-    def _call(self, step: Step, chat_id: int, entry_id: str):
+    def _call(self, step: Step, chat_id: int, entry: dict):
         try:
-            return self._send(step, chat_id, entry_id)
+            return self._send(step, chat_id, entry)
         except TelegramError as error:
             other = step.other_way(error.code, error.description)
             if other is None:
                 raise
-            log.info("%s: Telegram says %s; sent another way", entry_id, error.description)
-            return self._call(other, chat_id, entry_id)
+            log.info("%s: Telegram says %s; sent another way", entry["id"], error.description)
+            return self._call(other, chat_id, entry)
 
-    def _send(self, step: Step, chat_id: int, entry_id: str):
+    def _send(self, step: Step, chat_id: int, entry: dict):
         files = None
         with ExitStack() as opened:
             if step.attachment:
                 parameter, filename, content = step.attachment
-                content = opened.enter_context(self._outbox.photo(entry_id)) if content is None else content
+                content = opened.enter_context(self._outbox.photo(entry)) if content is None else content
                 files = {parameter: (filename, content)}
                 with self._changed:  # a large call may take long and is not stuck
                     self._queues.in_flight[chat_id] += call_seconds(MAX_CALL_BYTES)

@@ -1,4 +1,4 @@
-"""Failed calls: tells an outage of Telegram from a message that Telegram cannot take.
+"""Failed calls: tells an outage of Telegram from a message that it cannot take and from a chat that is gone.
 
 A call without an answer may be the fault of either. It is the message's while calls for other chats succeed, or, where
 only one chat has something to send, while polls succeed.

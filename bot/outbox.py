@@ -1,23 +1,20 @@
-"""Messages that were accepted: each is a file in the queue until it is sent, or refused for good.
+"""Messages that were accepted: each is a line of the journal until it is sent, or refused for good.
 
     outbox/.lock            held by the one process that may change anything here
-    outbox/queue/ID.json    accepted and not delivered; written, fsynced and renamed before the answer
-    outbox/queue/ID.photo   its picture, durable before ID.json is there
-    outbox/queue/.upload-*  a picture that is still arriving
-    outbox/failed/ID.json   refused for good, with `reason`; its picture beside it
+    outbox/journal/         accepted and not delivered; durable before the answer (journal.py)
+    outbox/pictures/        their pictures, and those of failed messages: durable before their messages
+    outbox/failed/ID.json   refused for good, with `reason`
     outbox/sent/DAY.jsonl   a line for each message that was delivered on that day (history.py)
     outbox/corrupt/         what could not be read, as it was
 
-An entry with a `reason` belongs in `failed`, one without in `queue`, and `load` moves what a crash left elsewhere.
-The ID of a message with an Idempotency-Key comes from the key, and is used for no other message while this one is
-here. The order in which messages were accepted is in `sequence`, which never goes back.
+Where a crash leaves a message in two of them, `load` keeps the one that was written later. The ID of a message with an
+Idempotency-Key comes from the key, and is used for no other message while this one is here. The order in which messages
+were accepted, or tried again, is in `sequence`, which never goes back.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
-import hashlib
 import logging
 import os
 import secrets
@@ -26,24 +23,23 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from bot.accounts import MAX_FAILED, Accounts, Upload
-from bot.entries import CorruptEntry, Names, encode, is_over, open_own, read_entry
+from bot.accounts import MAX_FAILED, Accounts, Kept, Upload, disk_problem
+from bot.entries import CorruptEntry, decode, encode, is_over, open_own, read_entry
 from bot.history import KEY_SECONDS, History, is_of, shown
+from bot.journal import OPEN, Journal, lock
+from bot.keys import Claims, identify
 from common.clock import EARLIEST
-from common.jsonstore import write_atomic
+from common.jsonstore import sync_directory, write_atomic
 from common.problem import Problem
 
 log = logging.getLogger("outbox")
 
-SENT_DAYS = 3
-FAILED_DAYS = 30
 SHOWN = 10
-# Under the lesser of both nothing more is accepted, so that what is queued can go on.
-FREE_SHARE, FREE_BYTES = 0.05, 200 << 20
 MODE = 0o600
 _LOST_PICTURE = "Its picture was not kept"
 # Fields of an entry that the queue in memory is made of; the rest is read when the message is sent.
-_HEAD = ("id", "sequence", "accepted_at", "user", "chat_id", "reply", "retried_at", "refused_at", "retry_after")
+_HEAD = ("id", "sequence", "accepted_at", "user", "chat_id", "reply", "picture", "retried_at", "refused_at",
+         "retry_after")
 
 
 class OutboxError(Problem):
@@ -54,99 +50,101 @@ class OutboxError(Problem):
 
 
 class Outbox:
-    """The files of accepted messages. Threads may share it. An entry is a dict:
+    """The accepted messages. Threads may share it. An entry is a dict:
 
     `id`, `sequence` (int), `accepted_at` (unix seconds), `user` (or None), `chat_id`, `reply` (bool: an answer of
-    the bot's own), `message` (see message.py), `part` (how many calls of it are done), `message_ids` (Telegram's,
-    of these), `late_since`; `reason` and `code` where it failed.
+    the bot's own), `message` (see message.py), `picture` (the name of its file), `part` (how many calls of it are
+    done), `message_ids` (Telegram's, of these), `late_since`; `reason` and `code` where it failed.
     """
 
-    def __init__(self, directory: Path, sent_days: int = SENT_DAYS, failed_days: int = FAILED_DAYS):
+    def __init__(self, directory: Path, sent_days: int, failed_days: int):
         self.directory = directory
         self._sent_days, self._failed_days = sent_days, failed_days
-        self._queue, self._failed = directory / "queue", directory / "failed"
-        self._corrupt, sent = directory / "corrupt", directory / "sent"
+        self._pictures, self._failed = directory / "pictures", directory / "failed"
+        self._corrupt, journal, sent = directory / "corrupt", directory / "journal", directory / "sent"
         self._lock, self._reading, self._retrying = threading.Lock(), threading.Lock(), threading.Lock()
         self._sequence = 0
-        self._released = threading.Condition()
-        self._claimed: set[str] = set()
-        self._accounts = Accounts()
-        self._history = History(sent)
+        self._claims, self._accounts = Claims(), Accounts()
+        self._history, self._journal = History(sent), Journal(journal)
+        self._unused: list[str] = []  # pictures, until it is durable that nothing refers to them
         try:
-            for path in (directory, self._queue, sent, self._failed, self._corrupt):
+            for path in (directory, journal, sent, self._pictures, self._failed, self._corrupt):
                 path.mkdir(mode=0o700, exist_ok=True)
-            self._lock_descriptor = _lock_once(directory / ".lock")
-            self._queue_names, self._failed_names = Names(self._queue), Names(self._failed)
+            self._lock_descriptor = lock(directory / ".lock")
+        except BlockingIOError:
+            raise OutboxError(f"another notify-bot is running on {directory}") from None
         except OSError as error:
             raise OutboxError(f"{error.filename or directory} cannot be used: {error.strerror}") from error
 
     def close(self) -> None:
         try:
+            self.sync()
             self._history.close()
         except OSError as error:
             log.error("outbox: what was sent last may be sent again after a power cut: %s", error.strerror)
-        for names in (self._queue_names, self._failed_names):
-            names.close()
+        self._journal.close()
         os.close(self._lock_descriptor)
 
     def load(self) -> list[dict]:
-        """The queue of an earlier run, in order, without the messages themselves. What
-        cannot be read is set aside."""
-        queued = {}
-        for folder in (self._failed, self._queue):
-            for path in sorted(folder.glob("*.json")):
-                entry = self._load(path)
-                if entry and "reason" not in entry:
-                    queued[entry["id"]] = {name: entry[name] for name in _HEAD if name in entry}
-        self._sweep()
+        """The queue of an earlier run, in order, without the messages themselves. What cannot be read is set aside."""
         try:
-            waiting = {entry_id: entry["accepted_at"] for entry_id, entry in queued.items()}
-            for entry_id in self._history.load(waiting, time.time()):
+            pictures = self._load_failed()
+            queued = self._load_journal()
+            for entry_id in self._history.load({entry_id: head["accepted_at"] for entry_id, head in queued.items()},
+                                               time.time()):
                 log.info("outbox: %s was sent before the service ended", entry_id)
+                self._forget(entry_id, self._accounts.get(entry_id))
                 del queued[entry_id]
-                self.discard(entry_id)
+            pictures.update(head["picture"] for head in queued.values())
+            for path in self._pictures.iterdir():
+                if path.name not in pictures:
+                    path.unlink()
+            self._journal.remove_closed()
         except OSError as error:
             raise OutboxError(f"{error.filename or self.directory} cannot be used: {error.strerror}") from error
         entries = sorted(queued.values(), key=lambda entry: entry["sequence"])
-        self._sequence = entries[-1]["sequence"] if entries else 0
+        self._sequence = max((kept.sequence for _, kept in self._accounts.all()), default=0)
         return entries
 
-    def _load(self, path: Path) -> dict | None:
-        """An entry, which is in the folder where it belongs on return; None where it cannot be read."""
-        try:
-            entry = read_entry(path, path.stem)
-            place = self._failed if "reason" in entry else self._queue
-            if path.parent != place:
-                self._move(entry, place)
-            self._keep(entry, place)
-            return entry
-        except CorruptEntry as error:
-            self.set_aside(path.stem, str(error), path.parent)
-        except OSError as error:
-            log.error("outbox: %s cannot be read now and waits for the next start: %s", path, error)
-        return None
+    def _load_failed(self) -> set[str | None]:
+        """Read what failed. The names of its pictures."""
+        pictures = set()
+        for path in self._failed.iterdir():
+            if path.name.startswith("."):
+                path.unlink()  # half of a write
+                continue
+            try:
+                entry = read_entry(path, path.stem)
+                self._keep(entry, path.stat().st_size, None)
+                pictures.add(entry["picture"])
+            except CorruptEntry as error:
+                self._set_aside(path.name, str(error), path)
+        return pictures
 
-    def _sweep(self) -> None:
-        """Pictures whose message was never accepted, and halves of writes that a crash left."""
-        for folder in (self._queue, self._failed):
-            for path in folder.iterdir():
-                if path.name.startswith(".") or (path.suffix == ".photo" and not path.with_suffix(".json").exists()):
-                    path.unlink()
+    def _load_journal(self) -> dict[str, dict]:
+        """The heads of what is queued, by ID. Of two lines of a message the later one counts."""
+        queued: dict[str, dict] = {}
+        for place, line in self._journal.load():
+            try:
+                entry = decode(line if line.startswith(OPEN) else b"")
+            except CorruptEntry as error:
+                self._set_aside(f"{place:x}.json", str(error), line)
+                self._journal.clear_line(place, len(line))
+                continue
+            kept = self._accounts.get(entry["id"])
+            if kept and kept.sequence >= entry["sequence"] and kept.failed:
+                self._journal.close_line(place)
+                continue
+            if kept:
+                self._forget(entry["id"], kept)
+                (self._failed / f"{entry['id']}.json").unlink(missing_ok=True)
+            self._keep(entry, len(line), place)
+            queued[entry["id"]] = {name: entry[name] for name in _HEAD if name in entry}
+        return queued
 
     def problem(self) -> str | None:
         """The reason why nothing is accepted now, None where there is none."""
-        try:
-            disk = os.statvfs(self.directory)
-        except OSError as error:
-            return f"the disk cannot be used ({error.strerror}): nothing new is accepted"
-        free = disk.f_bavail * disk.f_frsize
-        if free < min(FREE_SHARE * disk.f_blocks * disk.f_frsize, FREE_BYTES):
-            return f"the disk is nearly full ({free >> 20} MiB are free on {self.directory}): nothing new is accepted"
-        return None
-
-    def identify(self, key: str) -> str:
-        """The ID for a key that has never been used."""
-        return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:20]
+        return disk_problem(self.directory)
 
     def find(self, entry_id: str) -> str | None:
         """`queued`, `failed` or `sent`, for what was accepted within a day under this ID; else None."""
@@ -158,7 +156,10 @@ class Outbox:
 
     def failure(self, entry_id: str) -> tuple[int, str]:
         """The status and the reason of what failed. Raises CorruptEntry, OutboxError."""
-        entry = self._read_kept(entry_id, True)
+        kept = self._accounts.get(entry_id)
+        if kept is None or not kept.failed:
+            raise CorruptEntry(f"{entry_id} has not failed")
+        entry = self._read_kept(entry_id, kept)
         return entry.get("code", 502), str(entry.get("reason", "refused"))
 
     @contextmanager
@@ -168,22 +169,12 @@ class Outbox:
         if key is None:
             yield secrets.token_hex(10), None
             return
-        with self._released:
-            self._released.wait_for(lambda: key not in self._claimed)
-            self._claimed.add(key)
-        try:
-            yield self._look_up(key)
-        finally:
-            with self._released:
-                self._claimed.discard(key)
-                self._released.notify_all()
-
-    def _look_up(self, key: str) -> tuple[str, str | None]:
-        entry_id = self.identify(key)
-        # A message of an earlier day that has failed, or still waits, keeps its ID.
-        while not (found := self.find(entry_id)) and self._accounts.get(entry_id):
-            entry_id = self.identify(f"{key}\0{entry_id}")
-        return entry_id, found
+        with self._claims.hold(key):
+            entry_id = identify(key)
+            # A message of an earlier day that has failed, or still waits, keeps its ID.
+            while not (found := self.find(entry_id)) and self._accounts.get(entry_id):
+                entry_id = identify(f"{key}\0{entry_id}")
+            yield entry_id, found
 
     def make_room(self, user: str | None, size: int) -> None:
         """Take `size` bytes from the account of a user, whose oldest failed messages go where it is full. Raises
@@ -215,12 +206,13 @@ class Outbox:
         """A new binary file for a picture that is arriving, whose bytes are taken from the account of `user` (see
         make_room). It is gone at the end unless `add` took it over. Raises OutboxError."""
         try:
-            with Upload(self._queue, user, self.make_room) as upload:
+            with Upload(self._pictures, user, self.make_room) as upload:
                 try:
                     yield upload
                 finally:
-                    upload.path.unlink(missing_ok=True)
-                    self._accounts.bytes.give_back(user, upload.taken)
+                    if upload.taken is not None:
+                        upload.path.unlink(missing_ok=True)
+                        self._accounts.bytes.give_back(user, upload.taken)
         except (ConnectionError, TimeoutError):  # of the connection that it comes from
             raise
         except OSError as error:
@@ -232,44 +224,65 @@ class Outbox:
         Raises OutboxError, and then nothing was accepted.
         """
         entry = {"id": entry_id, "sequence": self._next_sequence(), "accepted_at": time.time(), "user": None,
-                 "reply": False, "part": 0, "late_since": None, **fields}
-        picture, data = self._photo_path(entry_id), encode(entry)
-        size = len(data)
+                 "reply": False, "picture": photo and photo.path.name, "part": 0, "late_since": None, **fields}
+        line = _line(entry)
+        size = len(line)
         try:
             if photo:
                 size += photo.path.stat().st_size
                 self._accounts.bytes.give_back(photo.user, photo.taken)
                 photo.taken = 0
+                sync_directory(self._pictures)
             self.make_room(entry["user"], size)
             try:
-                if photo:
-                    os.rename(photo.path, picture)
-                write_atomic(self._path(entry_id), data, MODE, self._queue_names.sync)
-                self._accounts.keep(entry, size)
+                self._accounts.keep(entry, size, self._append(line))
             finally:
                 self._accounts.bytes.give_back(entry["user"], size)
         except OSError as error:
-            # Where only the folder could not be synced the entry is there, and the next start would deliver it.
-            for path in (self._path(entry_id), picture):
-                with suppress(OSError):
-                    path.unlink()
             raise OutboxError(f"the message could not be written: {error.strerror}") from error
+        if photo:
+            photo.taken = None
         return entry
 
-    def read(self, entry_id: str) -> dict:
-        """An entry of the queue. Raises CorruptEntry."""
-        return read_entry(self._path(entry_id), entry_id)
-
-    def photo(self, entry_id: str):
-        """The open binary file with the picture of an entry of the queue. Raises CorruptEntry where there is none."""
+    def _append(self, line: bytes) -> int:
+        """The place of a line, which is durable on return. Raises OSError, and then nothing of it stays."""
+        place = self._journal.append(line)
         try:
-            return open_own(self._photo_path(entry_id))
+            self._journal.sync()
+        except OSError:
+            # It may be there, and the next start would deliver it.
+            with suppress(OSError):
+                self._journal.clear_line(place, len(line))
+            raise
+        return place
+
+    def read(self, entry_id: str) -> dict:
+        """An entry of the queue. Raises CorruptEntry, OSError."""
+        kept = self._accounts.get(entry_id)
+        if kept is None or kept.failed:
+            raise CorruptEntry(f"no message with the ID {entry_id} waits")
+        return self._read(entry_id, kept)
+
+    def _read(self, entry_id: str, kept: Kept) -> dict:
+        if kept.failed:
+            return read_entry(self._failed / f"{entry_id}.json", entry_id)
+        try:
+            return decode(self._journal.read(kept.place), entry_id)
+        except FileNotFoundError as error:
+            raise CorruptEntry(f"{error.filename} is gone") from None
+
+    def photo(self, entry: dict):
+        """The open binary file with the picture of an entry. Raises CorruptEntry where there is none."""
+        try:
+            return open_own(self._pictures / str(entry["picture"]))
         except FileNotFoundError:
             raise CorruptEntry("its picture is missing") from None
 
     def save(self, entry: dict) -> None:
         """Keep the progress of an entry of the queue. Raises OSError."""
-        write_atomic(self._path(entry["id"]), encode(entry), MODE, self._queue_names.sync)
+        line, before = _line(entry), self._accounts.get(entry["id"])
+        self._keep(entry, len(line), self._append(line))
+        self._journal.close_line(before.place)
 
     def delivered(self, entry: dict, message_ids: list[int]) -> None:
         """Write down that an entry was sent, and remove it. Raises OSError, and may be called again then."""
@@ -281,19 +294,21 @@ class Outbox:
             # On a full disk the list of what was sent gives way: nothing is to be sent twice.
             log.error("outbox: %s was sent, and cannot be added to the list of what was sent: %s", entry["id"],
                       error.strerror)
-        self._unlink(self._queue, entry["id"], ("json", "photo") if entry["message"].get("photo") else ("json",))
-        self._accounts.drop(entry["id"])
+        self._forget(entry["id"], self._accounts.get(entry["id"]), entry["picture"])
 
     def failed(self, entry: dict, code: int, reason: str) -> None:
         """Move an entry to what was refused for good; without its picture where the chat is gone (404, 409). Raises
         OSError; calling it again is harmless."""
         entry["reason"], entry["code"] = reason, code
+        kept, unused = self._accounts.get(entry["id"]), None
         if code in (404, 409) and entry["message"].pop("photo", None):
+            unused, entry["picture"] = entry["picture"], None
             text = entry["message"].get("text")
             entry["message"]["text"] = f"{text}\n\n{_LOST_PICTURE}" if text else _LOST_PICTURE
-        self.save(entry)
-        self._move(entry, self._failed)
-        self._keep(entry, self._failed)
+        data = encode(entry)
+        write_atomic(self._failed / f"{entry['id']}.json", data, MODE)
+        self._forget(entry["id"], kept, unused)
+        self._keep(entry, len(data), None)
         for oldest in self._accounts.failed(entry["user"])[:-MAX_FAILED]:
             self._give_up_failed(oldest)
 
@@ -302,7 +317,7 @@ class Outbox:
         OutboxError."""
         for entry_id, kept in self._accounts.all():
             with suppress(CorruptEntry):
-                yield "failed" if kept.failed else "queued", self._read_kept(entry_id, kept.failed)
+                yield "failed" if kept.failed else "queued", self._read_kept(entry_id, kept)
 
     def failed_ids(self) -> list[str]:
         return [entry_id for entry_id, kept in self._accounts.all() if kept.failed]
@@ -319,55 +334,71 @@ class Outbox:
             with suppress(CorruptEntry):
                 kept = self._accounts.get(entry_id)
                 if kept:
-                    entry = self._read_kept(entry_id, kept.failed)
+                    entry = self._read_kept(entry_id, kept)
                     state = "failed" if kept.failed else "queued"
                     notices += [_notice(entry, entry["message"].get("title"), state)] if is_of(entry, uid) else []
         return sorted(notices, key=lambda notice: -notice["at"])[:SHOWN]
 
     def requeue(self, entry_id: str) -> dict:
-        """Move what failed back to the queue, behind what is there. Raises CorruptEntry when there is none,
-        FileExistsError where another message with its ID waits, OSError."""
+        """Move what failed back to the queue, behind what is there. Raises CorruptEntry when there is none, OSError."""
         with self._retrying:  # of two at once the second finds none
-            return self._requeue(self._failed / f"{entry_id}.json", entry_id)
-
-    def _requeue(self, path: Path, entry_id: str) -> dict:
-        entry = read_entry(path, entry_id)
-        if self._path(entry_id).exists():
-            raise FileExistsError(errno.EEXIST, "another message has its ID", str(self._path(entry_id)))
-        entry.pop("reason", None)
-        entry.pop("code", None)
-        entry |= {"sequence": self._next_sequence(), "retried_at": time.time()}
-        write_atomic(path, encode(entry), MODE, self._failed_names.sync)
-        self._move(entry, self._queue)
-        self._keep(entry, self._queue)
-        return entry
+            path = self._failed / f"{entry_id}.json"
+            entry = read_entry(path, entry_id)
+            entry.pop("reason", None)
+            entry.pop("code", None)
+            entry |= {"sequence": self._next_sequence(), "retried_at": time.time()}
+            line = _line(entry)
+            self._keep(entry, len(line), self._append(line))
+            path.unlink()
+            sync_directory(self._failed)
+            return entry
 
     def discard(self, entry_id: str) -> bool:
         """Remove what is queued or failed, and its picture; False when there is none. Raises OSError."""
-        found = False
-        for folder, names in ((self._queue, self._queue_names), (self._failed, self._failed_names)):
-            if self._unlink(folder, entry_id):
-                found = True
-                names.sync()
-        self._accounts.drop(entry_id)
-        return found
+        kept = self._accounts.get(entry_id)
+        if kept is None:
+            return False
+        picture = None
+        with suppress(CorruptEntry):
+            picture = self._read(entry_id, kept)["picture"]
+        self._forget(entry_id, kept, picture)
+        if kept.failed:
+            (self._failed / f"{entry_id}.json").unlink(missing_ok=True)
+            sync_directory(self._failed)
+        else:
+            self._journal.remove_closed()
+        return True
 
-    def set_aside(self, entry_id: str, reason: str, folder: Path | None = None) -> None:
-        """Take an entry that cannot be read out of the way, as it is."""
-        folder = folder or self._queue
-        log.error("outbox: %s is set aside in %s: %s", entry_id, self._corrupt, reason)
-        for suffix in ("json", "photo"):
-            with suppress(FileNotFoundError):
-                os.rename(folder / f"{entry_id}.{suffix}", self._corrupt / f"{entry_id}.{suffix}")
-        self._queue_names.sync()
-        self._accounts.drop(entry_id)
+    def set_aside(self, entry_id: str, reason: str) -> None:
+        """Take an entry of the queue that cannot be sent out of the way, as it is."""
+        kept = self._accounts.get(entry_id)
+        with suppress(FileNotFoundError, CorruptEntry):
+            line = self._journal.read(kept.place)
+            self._set_aside(f"{entry_id}.json", reason, line)
+            if picture := decode(line)["picture"]:
+                os.rename(self._pictures / picture, self._corrupt / picture)
+        self._forget(entry_id, kept)
+
+    def _set_aside(self, name: str, reason: str, what: bytes | Path) -> None:
+        log.error("outbox: %s is set aside in %s: %s", name, self._corrupt, reason)
+        if isinstance(what, bytes):
+            write_atomic(self._corrupt / name, what, MODE)
+        else:
+            os.rename(what, self._corrupt / name)
 
     def sync(self) -> None:
-        """Make the list of what was delivered durable, so that nothing of it is sent again. Raises OSError."""
+        """Make it durable what has left the queue, so that nothing of it is sent again. Raises OSError."""
+        unused = list(self._unused)
         self._history.sync()
+        self._journal.remove_closed()
+        for picture in unused:
+            (self._pictures / picture).unlink(missing_ok=True)
+            self._unused.remove(picture)
 
     def expire(self, now: float) -> None:
-        """Remove what was kept long enough: sent by days, failed by age. Raises OSError."""
+        """Remove what was kept long enough: sent by days, failed by age, and the text of what was sent. Raises
+        OSError."""
+        self._journal.remove_closed(begin_anew=True)
         self._history.expire(now, self._sent_days)
         for entry_id in self.failed_ids():
             if is_over(self._failed / f"{entry_id}.json", now, self._failed_days):
@@ -376,48 +407,28 @@ class Outbox:
             if is_over(path, now, self._failed_days):
                 path.unlink()
 
-    def _read_kept(self, entry_id: str, failed: bool) -> dict:
+    def _read_kept(self, entry_id: str, kept: Kept) -> dict:
         """An entry to show; one whole message is in memory at a time. Raises CorruptEntry, OutboxError."""
         try:
             with self._reading:
-                return read_entry((self._failed if failed else self._queue) / f"{entry_id}.json", entry_id)
+                return self._read(entry_id, kept)
         except OSError as error:
             raise OutboxError(f"the outbox cannot be read: {error.strerror}") from error
 
-    def _move(self, entry: dict, folder: Path) -> None:
-        """Move an entry whose file says already that it belongs in `folder` from the other one: the picture first, so
-        that its message is never without it where `load` looks. Raises OSError."""
-        other = self._queue if folder == self._failed else self._failed
-        source, target = (place / f"{entry['id']}.json" for place in (other, folder))
-        if target.exists() and read_entry(target, entry["id"])["accepted_at"] != entry["accepted_at"]:
-            raise FileExistsError(errno.EEXIST, "another message has its ID", str(target))
-        picture = source.with_suffix(".photo")
-        with suppress(FileNotFoundError):
-            if entry["message"].get("photo"):
-                os.rename(picture, target.with_suffix(".photo"))
-            else:
-                picture.unlink()
-        with suppress(FileNotFoundError):
-            os.rename(source, target)
-        # A journaling file system has both ends of a rename in one transaction, so one of them is enough.
-        self._queue_names.sync()
-
-    def _keep(self, entry: dict, folder: Path) -> None:
-        size = 0
-        for suffix in ("json", "photo"):
+    def _keep(self, entry: dict, size: int, place: int | None) -> None:
+        """Count a message, with its picture."""
+        if entry["picture"]:
             with suppress(FileNotFoundError):
-                size += (folder / f"{entry['id']}.{suffix}").stat().st_size
-        self._accounts.keep(entry, size)
+                size += (self._pictures / entry["picture"]).stat().st_size
+        self._accounts.keep(entry, size, place)
 
-    @staticmethod
-    def _unlink(folder: Path, entry_id: str, suffixes: tuple = ("json", "photo")) -> bool:
-        """Remove a message and its picture, the message first: a picture alone is swept up."""
-        found = False
-        for suffix in suffixes:
-            with suppress(FileNotFoundError):
-                os.unlink(folder / f"{entry_id}.{suffix}")
-                found = True
-        return found
+    def _forget(self, entry_id: str, kept: Kept, picture: str | None = None) -> None:
+        """A message is not where it was; its picture, where nothing refers to it any more, goes with the next sync."""
+        if not kept.failed:
+            self._journal.close_line(kept.place)
+        self._accounts.drop(entry_id)
+        if picture:
+            self._unused.append(picture)
 
     def _next_sequence(self) -> int:
         """Microseconds of the clock, but that it never stands still or goes back."""
@@ -425,23 +436,9 @@ class Outbox:
             self._sequence = max(self._sequence + 1, time.time_ns() // 1000)
             return self._sequence
 
-    def _path(self, entry_id: str) -> Path:
-        return self._queue / f"{entry_id}.json"
 
-    def _photo_path(self, entry_id: str) -> Path:
-        return self._queue / f"{entry_id}.photo"
-
-
-def _lock_once(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        if error.errno == errno.EWOULDBLOCK:
-            raise OutboxError(f"another notify-bot is running on {path.parent}") from None
-        raise
-    return descriptor
+def _line(entry: dict) -> bytes:
+    return OPEN + encode(entry)[1:]
 
 
 def _notice(entry: dict, title, state: str) -> dict:

@@ -13,6 +13,7 @@ import re
 import secrets
 
 from bot.http_server import Handler, Server
+from bot.keys import identify
 from bot.limits import Limiter
 from bot.outbox import OutboxError
 from bot.scripts import list_scripts
@@ -45,7 +46,7 @@ def post_card(handler: Handler) -> None:
     except Problem as problem:
         scripts_error = str(problem)
     notifications = service.outbox.newest(user, uid_of(user))
-    _answer(handler, 200, bot=service.chat.username or None, health=service.health()[1].get("error"),
+    _answer(handler, 200, bot=service.chat.username or None, health=service.health.problem(),
             scripts=scripts, scripts_error=scripts_error, notifications=notifications)
 
 
@@ -79,7 +80,7 @@ def post_test(handler: Handler) -> None:
         outcome = receipt.wait(TEST_SECONDS if is_free else 0)
     if outcome and outcome.status != 200:
         raise Problem(outcome.status, outcome.reason)
-    _answer(handler, 200, queued=outcome is None, id=service.replies.identify(key))
+    _answer(handler, 200, queued=outcome is None, id=identify(key))
 
 
 def post_invite(handler: Handler) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+from bot.keys import identify
 from bot.message import photo_name, whole
 from common.links import Link, uid_of
 
@@ -23,13 +24,9 @@ class Replies:
         """True while too many replies wait for a chat: no further request from it is handled."""
         return self._delivery.replies(chat_id) >= MAX_REPLIES_PER_CHAT
 
-    def identify(self, key: str) -> str:
-        """The ID of the message with a key."""
-        return self._outbox.identify(key)
-
     def has(self, key: str) -> bool:
         """True if a message was queued under this key within a day."""
-        return self._outbox.find(self.identify(key)) is not None
+        return self._outbox.find(identify(key)) is not None
 
     def tell(self, key: str, chat_id: int, text: str, parse_mode: str = "Markdown", title: str = "",
              buttons: list = (), picture=None, picture_name: str = "", user: str | None = None,

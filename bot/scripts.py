@@ -1,4 +1,4 @@
-"""The scripts of the analysts: list them, run one, report the overdue ones.
+"""Requests to the analysts' notify-scripts: list the scripts, run one; and the report of overdue ones.
 
 Their owner's notify-scripts answers, on a socket that systemd keeps for each account.
 

@@ -1,4 +1,4 @@
-"""The send API: POST /send, POST /send_photo, GET /health, GET /metrics on the unix socket.
+"""The send API and the limits of what it takes: POST /send, POST /send_photo, GET /health, GET /metrics.
 
 The kernel says who calls (SO_PEERCRED, unix(7)), never the body. The answer comes when a message is on disk (202) or in
 the chat (200); after either the caller need not send it again.
@@ -76,12 +76,13 @@ def _take_photo(handler: Handler) -> tuple:
 
 def get_health(handler: Handler) -> None:
     """GET /health: 200, or 503 with what is wrong."""
-    handler.answer(*handler.service.health())
+    report = handler.service.health.report()
+    handler.answer(200 if report["ok"] else 503, report)
 
 
 def get_metrics(handler: Handler) -> None:
     """GET /metrics, for Prometheus."""
-    page = handler.service.metrics.render(handler.service.gauges())
+    page = handler.service.metrics.render(handler.service.health.gauges())
     handler.answer(200, page, content_type="text/plain; version=0.0.4; charset=utf-8")
 
 

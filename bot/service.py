@@ -13,6 +13,7 @@ from bot import http_server, page_api, systemd
 from bot.chat import Chat
 from bot.delivery import Delivery
 from bot.desktop import Desktop
+from bot.health import Health
 from bot.invites import Invites
 from bot.metrics import Metrics
 from bot.outbox import Outbox, OutboxError
@@ -26,7 +27,7 @@ from bot.telegram import TelegramAPI
 from common.jsonstore import StoreError
 from common.links import Link, Links
 from common.problem import Problem
-from common.settings import BotSettings, version
+from common.settings import BotSettings
 
 log = logging.getLogger("service")
 
@@ -116,6 +117,7 @@ class Service:
         self.invites = Invites(settings.state_dir, self.links)
         self.chat = Chat(settings, self.links, self.invites, self.replies, self.runs, self._api, strangers)
         self._poller = Poller(self._api, settings.state_dir, self.chat, strangers)
+        self.health = Health(self.outbox, self.links, self.delivery, self._poller, self.metrics)
         self._welcomer = Welcomer(self.links, self.chat)
         self._overdue = Overdue(self.links, settings.scripts_dir, self.replies.tell)
         self._servers = [_Serving(name, listener, self) for name, listener in listeners.items()]
@@ -140,8 +142,8 @@ class Service:
             if watchdog and now - fed >= min(watchdog, 10) and self.is_alive():
                 systemd.sd_notify("WATCHDOG=1")
                 fed = now
-            if now - reported >= 5 and self.status() != status:
-                status, reported = self.status(), now
+            if now - reported >= 5 and self.health.line() != status:
+                status, reported = self.health.line(), now
                 systemd.sd_notify(f"STATUS={status}")
 
     def _look_at_links(self) -> None:
@@ -198,45 +200,6 @@ class Service:
             log.critical("%s makes no progress; the watchdog is not fed", name)
         self._stuck = stuck
         return not stuck
-
-    def status(self) -> str:
-        """The line `systemctl status` shows."""
-        if self._poller.problem:
-            polled = self._poller.problem
-        elif self._poller.polled_at is None:
-            polled = "not polled yet"
-        else:
-            polled = f"polled {max(0, time.time() - self._poller.polled_at):.0f} s ago"
-        linked = self._linked()
-        return f"{'?' if linked is None else linked} linked, {self.delivery.queued()} queued, {polled}"
-
-    def health(self) -> tuple[int, dict]:
-        """The answer to GET /health: 503 where nothing is accepted, or Telegram does not take what is."""
-        problem = self.outbox.problem() or self.delivery.problem or self._poller.problem
-        report = {"ok": problem is None, "version": version(), "linked": self._linked(),
-                  "queued": self.delivery.queued(), "oldest_seconds": round(self.delivery.oldest_age(), 1),
-                  "last_poll": self._poller.polled_at, "last_delivery": self.delivery.last_delivery,
-                  **self.metrics.counts()}
-        if problem:
-            report["error"] = problem
-        return 503 if problem else 200, report
-
-    def gauges(self) -> dict[str, tuple[str, float | None]]:
-        """Present state, for GET /metrics."""
-        return {
-            "up": ("1 while messages are accepted and Telegram takes them.", int(self.health()[0] == 200)),
-            "linked_users": ("Users with a linked chat.", self._linked()),
-            "queued_messages": ("Messages accepted and not delivered.", self.delivery.queued()),
-            "oldest_queued_seconds": ("Age of the oldest of them.", round(self.delivery.oldest_age(), 3)),
-            "last_poll_timestamp_seconds": ("Time of the last successful getUpdates.", self._poller.polled_at),
-            "last_delivery_timestamp_seconds": ("Time of the last successful delivery.", self.delivery.last_delivery),
-        }
-
-    def _linked(self) -> int | None:
-        try:
-            return len(self.links.all())
-        except StoreError:
-            return None
 
 
 def check_folders(settings: BotSettings) -> None:

@@ -55,12 +55,12 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomic(path: Path, data: bytes, mode: int, sync=sync_directory) -> None:
+def write_atomic(path: Path, data: bytes, mode: int) -> None:
     """Replace `path` by `data` so that after a crash it is whole, old or new; durable on return.
 
     `mode` is set whatever the umask, because a group shares these files. One writer a path at a time: callers hold the
-    lock or own the name. `sync(folder)` makes its names durable. Raises OSError, and then nothing has changed, unless
-    only the folder could not be synced: then the new content is there and may not outlive a power cut.
+    lock or own the name. Raises OSError, and then nothing has changed, unless only the folder could not be synced: then
+    the new content is there and may not outlive a power cut.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     descriptor = _create(temporary)
@@ -79,7 +79,7 @@ def write_atomic(path: Path, data: bytes, mode: int, sync=sync_directory) -> Non
         with suppress(OSError):
             os.unlink(temporary)
         raise
-    sync(path.parent)
+    sync_directory(path.parent)
 
 
 def _create(path: Path) -> int:

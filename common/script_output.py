@@ -1,4 +1,4 @@
-"""Script contract: the JSON object that a script prints, and its cooldown.
+"""Script contract: the JSON object that a script prints, its cooldown, and the text that reports a failed run.
 
 A script prints one JSON object in UTF-8:
 

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 import notify_scripts
-from bot import chat, http_server, outbox, pacing, polling, systemd
+from bot import chat, http_server, pacing, polling, systemd
 from common import links, log, script_output, settings
 from documents import CHECKOUT, NAMES, blocks, code_spans, commands, prose, tables, text_of
 from live import ME, Bot, Telegram, until
@@ -25,8 +25,8 @@ PAGE = "docs/link_page.md"
 SCRIPTS_UNIT = text_of("units/system/notify-scripts@.service")
 CHAT_ID = 4242
 # Folders of an installed service, with those of its outbox.
-RUN_TIME_FOLDERS = {"outbox/", "outbox/sent/", "outbox/failed/", "outbox/corrupt/", "outbox/queue/", "queue/", "sent/",
-                    "failed/", "corrupt/"}
+RUN_TIME_FOLDERS = {"outbox/", "outbox/sent/", "outbox/failed/", "outbox/corrupt/", "outbox/journal/", "outbox/pictures/", "journal/",
+                    "pictures/", "sent/", "failed/", "corrupt/"}
 READ = r'environment(?:\.get\(|\.pop\(|, )"((?:NOTIFY|TELEGRAM)_[A-Z_]+)"'
 
 
@@ -117,8 +117,8 @@ FIGURES = [
     (GUIDE, "valid for {} minutes", {10: "ten"}[links.CODE_SECONDS // 60]),
     (GUIDE, "with at most {} GiB of memory", re.search(r"^MemoryMax=(\d+)G$", SCRIPTS_UNIT, re.M)[1]),
     (ADMIN, "codes of the last {} minutes", {10: "ten"}[links.CODE_SECONDS // 60]),
-    (ADMIN, "one line a message, without its text; {} days", {3: "three"}[outbox.SENT_DAYS]),
-    (ADMIN, "{} days", {30: "thirty"}[outbox.FAILED_DAYS]),
+    (ADMIN, "one line a message, without its text; {} days", {3: "three"}[settings.bot_settings({}).keep_sent]),
+    (ADMIN, "{} days", {30: "thirty"}[settings.bot_settings({}).keep_failed]),
     (ADMIN, "a copy of the log of at most {} MiB", 2 * log.LOG_COPY_BYTES >> 20),
     (ADMIN, "messages wait up to {}", {86400: "a day"}[settings.bot_settings({}).max_age]),
     (ARCHITECTURE, "each update being handled, {} at most", polling.MAX_HANDLERS),

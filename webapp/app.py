@@ -1,4 +1,4 @@
-"""The link page as a WSGI application: its routes.
+"""The link page as a WSGI application: its routes, and the headers of all its answers.
 
     /telegram, /telegram/webapp.*   for a browser, see page.py
     /api/telegram/*                 the same as JSON

@@ -17,6 +17,7 @@ from bot.pacing import ChatQueue
 from bot.recipients import Recipients
 from common.links import Links
 from live import CHECKOUT, ME, PYTHON, TOKEN, Bot, until
+from outbox_files import change_waiting, line, write_picture, write_waiting
 
 
 @pytest.fixture
@@ -175,22 +176,26 @@ def test_a_corrupt_entry_is_set_aside_and_blocks_nothing(bot, telegram):
     ids = [bot.send(f"m {number}", wait=0).json()["id"] for number in range(4)]
     strange = bot.send("x", wait=0).json()["id"]
     bot.kill()
-    queue = bot.state / "outbox" / "queue"
-    (queue / f"{ids[0]}.json").write_text('{"id": "' + ids[0])
-    (queue / f"{ids[1]}.json").write_text('{"id": "other"}')
-    (queue / "junk.json").write_bytes(b"\xff")
-    entry = json.loads((queue / f"{strange}.json").read_text())
-    (queue / f"{strange}.json").write_text(json.dumps({**entry, "message": {"text": 5, "title": ["x"]}}))
-    (queue / ".half.json.tmp").write_text("x")
-    (queue / "orphan.photo").write_text("x")
+    outbox = bot.state / "outbox"
+    damaged = {ids[0]: lambda fields: line(fields)[:100] + b"\n", ids[1]: lambda fields: line({"id": "other"}),
+               strange: lambda fields: {**fields, "message": {"text": 5, "title": ["x"]}}}
+    change_waiting(outbox, lambda fields: damaged.get(fields["id"], dict)(fields))
+    write_waiting(outbox, b"\xff\n")
+    (outbox / "failed" / ".half.json.tmp").write_text("x")
+    write_picture(outbox, "orphan", 10)
     telegram.control_delete("faults")
     bot.start()
     until(lambda: len(arrived(telegram, 1)) == 2)
     assert arrived(telegram, 1) == ["m 2", "m 3"]
-    set_aside = sorted(path.stem for path in (bot.state / "outbox" / "corrupt").iterdir())
-    assert set_aside == sorted([*ids[:2], "junk", strange])
+    set_aside = [path.read_bytes() for path in (outbox / "corrupt").iterdir()]
+    assert len(set_aside) == bot.log.count("is set aside") == 4
+    for part in (ids[0].encode(), b"other", b"\xff\n", strange.encode()):
+        assert sum(part in kept for kept in set_aside) == 1
+    assert not list((outbox / "failed").iterdir()) and not list((outbox / "pictures").iterdir())
+    bot.kill()
+    bot.start()
     assert bot.log.count("is set aside") == 4
-    until(lambda: list(queue.iterdir()) == [])
+    until(lambda: bot.outbox() == [])
 
 
 def test_a_long_message_goes_on_where_a_kill_stopped_it(bot, telegram):
@@ -211,9 +216,8 @@ def test_a_long_message_goes_on_where_a_kill_stopped_it(bot, telegram):
 
 def age(bot, entry_id, seconds):
     """Make a queued entry look as if it had been accepted so long ago."""
-    path = bot.state / "outbox" / "queue" / f"{entry_id}.json"
-    entry = json.loads(path.read_text())
-    path.write_text(json.dumps({**entry, "accepted_at": time.time() - seconds}))
+    change_waiting(bot.state / "outbox", lambda fields: fields | (
+        {"accepted_at": time.time() - seconds} if fields["id"] == entry_id else {}))
 
 
 def test_old_messages_say_so(bot, telegram):
@@ -286,7 +290,7 @@ def start_but_the_first_worker(thread):
     start(thread)
 
 threading.Thread.start = start_but_the_first_worker
-outbox = Outbox(pathlib.Path(sys.argv[2]))
+outbox = Outbox(pathlib.Path(sys.argv[2]), 3, 30)
 delivery = Delivery(outbox, Telegram(), Recipients(Links(Path('.')), Desktop(Path('none'))), Metrics(), 86400)
 delivery.start()
 receipts = [delivery.submit(outbox.add(str(chat), {"chat_id": chat, "message": {"text": "m"}})) for chat in (1, 2)]
@@ -320,7 +324,7 @@ def test_an_error_after_a_message_was_recorded_leaves_nothing_of_it(tmp_path):
         def delivered(self, entry):
             raise RuntimeError("can't start new thread")
 
-    outbox = Outbox(tmp_path / "outbox")
+    outbox = Outbox(tmp_path / "outbox", 3, 30)
     outbox.load()
     delivery = Delivery(outbox, Telegram(), Failing(Links(tmp_path), Desktop(tmp_path / "none")), Metrics(), 86400)
     queue = ChatQueue(1)

@@ -1,10 +1,8 @@
 """Memory of a live bot at the worst of what users can put into it; its unit allows 256 MB."""
 
 import contextlib
-import json
 import os
 import subprocess
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,18 +10,16 @@ from test_outbox import write_million
 
 from common.jsonstore import MAX_BYTES, MAX_ITEMS
 from live import CHECKOUT, ME, PYTHON, Bot
+from outbox_files import entry, write_failed, write_waiting
 
 MOST_KILOBYTES = 96 << 10
 MEBIBYTE = 1 << 20
 
 
-def fill(folder, first, count, user, **fields):
-    folder.mkdir(parents=True, exist_ok=True)
-    text = "x" * (MEBIBYTE - 1000)
-    for number in range(first, first + count):
-        (folder / f"{number:020x}.json").write_text(json.dumps({
-            "id": f"{number:020x}", "sequence": number, "accepted_at": time.time() - 10, "chat_id": 1, "user": user,
-            "reply": False, "part": 0, "late_since": None, "message": {"text": text}, **fields}))
+def large(first, user, **fields):
+    """200 messages of a MiB."""
+    return [entry(f"{number:020x}", user, sequence=number, message={"text": "x" * (MEBIBYTE - 1000)}, **fields)
+            for number in range(first, first + 200)]
 
 
 def peak(bot):
@@ -36,9 +32,10 @@ def peak(bot):
 def test_memory_at_the_worst(tmp_path):
     bot = Bot(tmp_path, "http://127.0.0.1:9")
     bot.users(**{user: number for number, user in enumerate((ME, "alice", "bob", "carol"), 1)})
-    fill(bot.state / "outbox/queue", 0, 200, ME)
-    for number, user in enumerate(("alice", "bob", "carol")):
-        fill(bot.state / "outbox/failed", 1000 * (number + 1), 200, user, reason="no", code=502)
+    write_waiting(bot.state / "outbox", *large(0, ME))
+    for number, user in enumerate(("alice", "bob", "carol"), 1):
+        for failed in large(1000 * number, user, reason="no", code=502):
+            write_failed(bot.state / "outbox", failed)
     (bot.state / "outbox/sent").mkdir()
     write_million(bot.state / "outbox/sent")
     bot.start()

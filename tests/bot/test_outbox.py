@@ -2,11 +2,11 @@
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import shutil
 import signal
-import stat
 import subprocess
 import threading
 import time
@@ -16,59 +16,131 @@ import pytest
 
 from bot import outbox as outbox_module
 from bot.history import History
-from bot.outbox import Outbox, OutboxError
+from bot.outbox import OutboxError
 from live import CHECKOUT, PYTHON, until
+from outbox_files import entry, waiting, write_failed, write_waiting
 
+Outbox = functools.partial(outbox_module.Outbox, sent_days=3, failed_days=30)
 FIELDS = {"user": "jana", "chat_id": 1, "message": {"text": "m"}}
 
 
 class Disk:
-    """os.fsync, but that it can hold and fail the syncing of folders; it counts them."""
+    """os.fdatasync, but that it can be held and fail; it counts the calls."""
 
     def __init__(self, fails=False, held=False):
-        self.fails, self.folders = fails, 0
+        self.fails, self.syncs = fails, 0
         self.go = threading.Event()
         if not held:
             self.go.set()
 
-    def __call__(self, descriptor, fsync=os.fsync):
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            self.folders += 1
-            assert self.go.wait(10)
-            if self.fails:
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-        fsync(descriptor)
+    def __call__(self, descriptor, fdatasync=os.fdatasync):
+        self.syncs += 1
+        assert self.go.wait(10)
+        if self.fails and self.syncs > 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fdatasync(descriptor)
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_those_who_come_while_the_folder_is_synced_share_the_next_time_and_its_error(tmp_path, monkeypatch, fails):
+def test_those_who_come_during_a_sync_share_the_next_one_and_its_error(tmp_path, monkeypatch, fails):
     outbox = Outbox(tmp_path / "outbox")
     disk = Disk(held=True)
-    monkeypatch.setattr(os, "fsync", disk)
+    monkeypatch.setattr(os, "fdatasync", disk)
     with ThreadPoolExecutor(10) as threads:
         first = threads.submit(outbox.add, "ff", FIELDS)
-        until(lambda: disk.folders == 1)
+        until(lambda: disk.syncs == 1)
         others = [threads.submit(outbox.add, f"{number}", FIELDS) for number in range(9)]
-        until(lambda: len(list((tmp_path / "outbox" / "queue").glob("*.json"))) == 10)
+        until(lambda: len(waiting(tmp_path / "outbox")) == 10)
         assert not any(future.done() for future in (first, *others))
         disk.fails = fails
         disk.go.set()
     found = [future.exception() for future in others]
     assert all(isinstance(error, OutboxError) for error in found) if fails else found == [None] * 9
-    assert disk.folders < 6  # ten when nothing is shared
-    assert len(outbox.load()) == (0 if fails else 10)
+    assert disk.syncs < 6  # ten when nothing is shared
+    assert len(waiting(tmp_path / "outbox")) == (1 if fails else 10)
+    disk.fails = False
     outbox.close()
 
 
 def test_what_was_refused_is_not_delivered_by_the_next_start(tmp_path, monkeypatch):
-    """Not even where all was written but the folder could not be synced."""
-    monkeypatch.setattr(os, "fsync", Disk(fails=True))
+    """Not even where all was written and could not be made durable."""
     outbox = Outbox(tmp_path / "outbox")
-    with pytest.raises(OutboxError, match="Input/output error"), outbox.upload("jana") as file:
-        file.write(b"a picture")
-        outbox.add("aa", FIELDS, file)
-    assert outbox.load() == []
-    assert list((tmp_path / "outbox" / "queue").iterdir()) == []
+    outbox.add("aa", FIELDS)
+    with monkeypatch.context() as patched:
+        disk = Disk(fails=True)
+        disk.syncs = 1
+        patched.setattr(os, "fdatasync", disk)
+        with pytest.raises(OutboxError, match="Input/output error"), outbox.upload("jana") as file:
+            file.write(b"a picture")
+            outbox.add("bb", FIELDS, file)
+        # What comes later does not share the fate of that segment.
+        disk.fails = False
+        outbox.add("cc", FIELDS)
+    outbox.close()
+    assert len(list((tmp_path / "outbox/journal").iterdir())) == 2
+    outbox = Outbox(tmp_path / "outbox")
+    assert [head["id"] for head in outbox.load()] == ["aa", "cc"]
+    assert list((tmp_path / "outbox/pictures").iterdir()) == []
+    outbox.close()
+
+
+def test_a_full_disk_leaves_no_half_line_that_a_later_one_completes(tmp_path, monkeypatch):
+    outbox = Outbox(tmp_path / "outbox")
+    outbox.add("aa", FIELDS)
+
+    def half(descriptor, data, start, pwrite=os.pwrite):
+        if len(data) > 100 and data[:1] != b"\n":
+            return pwrite(descriptor, data[:50], start)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", half)
+        with pytest.raises(OutboxError, match="No space left"):
+            outbox.add("bb", FIELDS)
+    outbox.add("cc", FIELDS)
+    outbox.close()
+    outbox = Outbox(tmp_path / "outbox")
+    assert [head["id"] for head in outbox.load()] == ["aa", "cc"]
+    (half_line,) = (tmp_path / "outbox/corrupt").iterdir()
+    assert len(half_line.read_bytes().rstrip(b"\n")) == 100
+    outbox.close()
+
+
+def test_a_segment_goes_when_nothing_in_it_waits_and_texts_go_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("bot.journal.SEGMENT_BYTES", 4096)
+    outbox = Outbox(tmp_path / "outbox")
+    outbox.load()
+    journal = tmp_path / "outbox/journal"
+    for number in range(60):
+        outbox.add(f"{number:x}", FIELDS)
+    outbox.add("ffff", {**FIELDS, "message": {"text": "x" * 10_000}})
+    segments = sorted(journal.iterdir())
+    assert len(segments) > 3 and {path.stat().st_size for path in segments[:-1]} == {4096}
+    assert segments[-1].stat().st_size > 10_000
+    for number in range(1, 60):
+        outbox.delivered(outbox.read(f"{number:x}"), [number])
+    outbox.sync()
+    assert sorted(journal.iterdir()) == [segments[0], segments[-1]]
+    outbox.delivered(outbox.read("ffff"), [1])
+    outbox.expire(time.time())
+    assert sorted(journal.iterdir()) == [segments[0]] and outbox.read("0")["message"] == {"text": "m"}
+    outbox.close()
+    outbox = Outbox(tmp_path / "outbox")
+    assert [head["id"] for head in outbox.load()] == ["0"]
+    outbox.add("1", FIELDS)
+    assert len(list(journal.iterdir())) == 2  # nothing is appended to what an earlier run left
+    outbox.close()
+
+
+def test_of_two_lines_of_a_message_the_later_one_counts(tmp_path):
+    """A power cut may bring the earlier one back."""
+    write_waiting(tmp_path / "outbox", entry("aa", "jana", part=0), entry("bb", "jana"), entry("aa", "jana", part=1))
+    write_failed(tmp_path / "outbox", entry("bb", "jana", reason="no"))
+    write_failed(tmp_path / "outbox", entry("cc", "jana", reason="no"))
+    write_waiting(tmp_path / "outbox", entry("cc", "jana", sequence=2))
+    outbox = Outbox(tmp_path / "outbox")
+    assert [head["id"] for head in outbox.load()] == ["aa", "cc"]
+    assert outbox.read("aa")["part"] == 1 and outbox.failed_ids() == ["bb"]
+    assert sorted(waiting(tmp_path / "outbox")) == ["aa", "cc"]
     outbox.close()
 
 
@@ -97,7 +169,7 @@ import os, pathlib, signal, sys
 sys.path.insert(0, sys.argv[1])
 folder, step, left = pathlib.Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 from bot.outbox import Outbox
-outbox = Outbox(folder)
+outbox = Outbox(folder, 3, 30)
 outbox.load()
 def killing(call):
     def wrapped(*arguments, **options):
@@ -107,7 +179,8 @@ def killing(call):
         left -= 1
         return call(*arguments, **options)
     return wrapped
-os.rename, os.unlink, os.write = killing(os.rename), killing(os.unlink), killing(os.write)
+for name in ("rename", "unlink", "write", "pwrite", "fsync", "fdatasync"):
+    setattr(os, name, killing(getattr(os, name)))
 if step == "failed":
     outbox.failed(outbox.read("aa"), 502, "no")
 elif step == "chat gone":
@@ -116,6 +189,7 @@ elif step == "retry":
     outbox.requeue("aa")
 elif step == "delivered":
     outbox.delivered(outbox.read("aa"), [7])
+outbox.sync()
 """
 
 
@@ -124,6 +198,7 @@ def test_a_kill_between_any_two_steps_loses_no_message_and_no_picture(tmp_path, 
     outbox = Outbox(tmp_path / "before")
     outbox.load()
     add(outbox, "aa", b"a picture")
+    picture = outbox.read("aa")["picture"]
     if step == "retry":
         outbox.failed(outbox.read("aa"), 502, "no")
     outbox.close()
@@ -136,17 +211,17 @@ def test_a_kill_between_any_two_steps_loses_no_message_and_no_picture(tmp_path, 
         outbox = Outbox(tmp_path / "outbox")
         queued = outbox.load()
         if queued:
-            assert outbox.photo("aa").read() == b"a picture", number
+            assert outbox.photo(outbox.read("aa")).read() == b"a picture", number
             assert outbox.failed_ids() == [] and not list((tmp_path / "outbox/failed").iterdir())
         elif step == "delivered":
             assert outbox.find("aa") == "sent"
         else:
             assert outbox.failed_ids() == ["aa"] and outbox.failure("aa") == (409 if step == "chat gone" else 502, "no")
-            left = [path.suffix for path in sorted((tmp_path / "outbox/failed").iterdir())]
-            assert left == ([".json"] if step == "chat gone" else [".json", ".photo"])
+            left = [path.name for path in (tmp_path / "outbox/pictures").iterdir()]
+            assert left == ([] if step == "chat gone" else [picture])
             assert outbox.requeue("aa")["message"]["text"] == (
                 "m\n\nIts picture was not kept" if step == "chat gone" else "m")
-        assert {path.name for path in (tmp_path / "outbox/queue").iterdir()} <= {"aa.json", "aa.photo"}
+        assert not list((tmp_path / "outbox/corrupt").iterdir())
         outbox.close()
         shutil.rmtree(tmp_path / "outbox")
         number += 1
@@ -172,14 +247,10 @@ def test_a_key_of_an_earlier_day_names_another_message_while_the_old_one_is_here
         assert found == (queued, "queued")
     outbox.requeue(failed)
     assert {entry["id"] for _, entry in outbox.listing()} == {queued, failed}
-    # Only a folder put together by hand has both, and even there nothing is overwritten.
-    shutil.copy(tmp_path / f"outbox/queue/{failed}.json", path)
-    with pytest.raises(FileExistsError):
-        outbox.requeue(failed)
     outbox.close()
 
 
-def test_delivering_costs_one_append_and_one_unlink(outbox, monkeypatch):
+def test_delivering_costs_one_append_and_one_byte(outbox, monkeypatch):
     for entry_id in ("aa", "bb"):
         add(outbox, entry_id)
     outbox.delivered(outbox.read("aa"), [7])  # the first of a day makes its file
@@ -190,14 +261,14 @@ def test_delivering_costs_one_append_and_one_unlink(outbox, monkeypatch):
             calls.append(name)
             return call(*arguments)
         return noted
-    for name in ("rename", "unlink", "write", "fsync", "fdatasync"):
+    for name in ("rename", "unlink", "write", "pwrite", "fsync", "fdatasync"):
         monkeypatch.setattr(os, name, noting(name, getattr(os, name)))
     outbox.delivered(entry, [8, 9])
-    assert calls == ["write", "unlink"]
+    assert calls == ["write", "pwrite"]
     outbox.sync()
-    assert calls[-1] == "fdatasync"
+    assert calls[2:] == ["fdatasync", "fdatasync"]
     outbox.sync()
-    assert calls.count("fdatasync") == 1
+    assert len(calls) == 4
 
 
 def test_a_message_that_was_sent_before_a_power_cut_undid_its_removal_is_not_sent_again(tmp_path):
@@ -206,15 +277,14 @@ def test_a_message_that_was_sent_before_a_power_cut_undid_its_removal_is_not_sen
     for entry_id in ("aa", "bb"):
         add(outbox, entry_id)
     kept = {entry_id: outbox.read(entry_id) for entry_id in ("aa", "bb")}
-    for entry in kept.values():
-        outbox.delivered(entry, [7])
+    for sent in kept.values():
+        outbox.delivered(sent, [7])
     outbox.close()
-    (tmp_path / "outbox/queue/aa.json").write_text(json.dumps(kept["aa"]))
     # The key of the other one was used again since.
-    (tmp_path / "outbox/queue/bb.json").write_text(json.dumps(kept["bb"] | {"accepted_at": time.time() + 1}))
+    write_waiting(tmp_path / "outbox", kept["aa"], kept["bb"] | {"accepted_at": time.time() + 1})
     outbox = Outbox(tmp_path / "outbox")
     assert [entry["id"] for entry in outbox.load()] == ["bb"]
-    assert not (tmp_path / "outbox/queue/aa.json").exists()
+    assert list(waiting(tmp_path / "outbox")) == ["bb"]
     outbox.close()
 
 
@@ -296,7 +366,7 @@ def test_a_million_messages_a_day_are_one_file_of_250_mb_and_little_memory(tmp_p
 
 
 def test_an_account_is_over_uploads_the_queue_and_what_failed(outbox):
-    outbox._accounts.bytes.of_key = 1000
+    outbox._accounts.bytes.of_key = 1100
     add(outbox, "aa", b"x" * 500)
     with pytest.raises(OutboxError, match="are kept for 'jana'"), outbox.upload("jana") as file:
         for _ in range(100):
@@ -309,10 +379,11 @@ def test_an_account_is_over_uploads_the_queue_and_what_failed(outbox):
     add(outbox, "bb", b"x" * 500, user="bob")
     outbox.failed(outbox.read("aa"), 502, "no")
     with pytest.raises(OutboxError):  # what failed goes for it, and it is too much all the same
-        add(outbox, "cc", b"x" * 900)
+        add(outbox, "cc", b"x" * 1000)
     assert outbox.failed_ids() == [] and outbox.find("aa") is None
     add(outbox, "dd", b"x" * 500)
-    assert {path.stem for path in outbox.directory.glob("*/*.*") if path.suffix in (".json", ".photo")} == {"bb", "dd"}
+    outbox.sync()
+    assert sorted(waiting(outbox.directory)) == ["bb", "dd"] and len(list(outbox.directory.glob("pictures/*"))) == 2
 
 
 def test_of_failed_messages_a_user_has_a_bounded_number(outbox, monkeypatch):
@@ -329,15 +400,16 @@ def test_of_failed_messages_a_user_has_a_bounded_number(outbox, monkeypatch):
 def test_a_picture_is_a_regular_file_of_the_bot_s_own(outbox, tmp_path, other):
     from bot.entries import CorruptEntry
     add(outbox, "aa", b"a picture")
-    path, secret = tmp_path / "outbox/queue/aa.photo", tmp_path / "secret"
+    waits = outbox.read("aa")
+    path, secret = tmp_path / "outbox/pictures" / waits["picture"], tmp_path / "secret"
     secret.write_text("secret")
     if other == "owner":
         os.chown(path, 65534, -1)
     else:
         path.unlink()
         path.symlink_to(secret) if other == "link" else os.mkfifo(path)
-    with pytest.raises(CorruptEntry, match=r"aa\.photo is no regular file"):
-        outbox.photo("aa")
+    with pytest.raises(CorruptEntry, match="is no regular file"):
+        outbox.photo(waits)
 
 
 def test_a_clock_that_is_set_late_forgets_no_key_and_no_failure(tmp_path, monkeypatch):
@@ -379,13 +451,13 @@ def test_what_was_delivered_on_a_full_disk_keeps_its_key(tmp_path, monkeypatch):
 def test_a_message_that_is_retried_twice_at_once_is_queued_once(tmp_path, monkeypatch):
     outbox = Outbox(tmp_path / "outbox")
     outbox.failed(outbox.add("aa", FIELDS), 502, "no")
-    both, write = threading.Barrier(2, timeout=1), outbox_module.write_atomic
+    both, append = threading.Barrier(2, timeout=1), outbox._journal.append
 
-    def write_together(*arguments):
+    def append_together(line):
         with contextlib.suppress(threading.BrokenBarrierError):
             both.wait()
-        write(*arguments)
-    monkeypatch.setattr(outbox_module, "write_atomic", write_together)
+        return append(line)
+    monkeypatch.setattr(outbox._journal, "append", append_together)
     with ThreadPoolExecutor(2) as threads:
         retried = [threads.submit(outbox.requeue, "aa") for _ in range(2)]
     assert sorted(type(future.exception()).__name__ for future in retried) == ["CorruptEntry", "NoneType"]

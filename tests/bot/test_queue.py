@@ -1,6 +1,5 @@
 """notify-bot queue, retry and drop: an administrator's hands on what waits and what failed, beside the service."""
 
-import json
 import os
 import subprocess
 
@@ -8,6 +7,7 @@ import pytest
 
 from bot.pacing import RAMP_SECONDS, ChatQueues, Pace, Window
 from live import CHECKOUT, ME, PYTHON, Bot, png, until
+from outbox_files import entry, write_failed
 
 
 @pytest.fixture
@@ -54,11 +54,11 @@ def test_all_that_failed_is_sent_again_with_its_pictures(bot, telegram):
     ids = {fail(bot, telegram, f"f {number}") for number in range(2)}
     telegram.refuses("sendPhoto", 400, "Bad Request: no picture today")
     assert bot.post("/send_photo", files={"photo": ("a.png", png())}, data={"caption": "pic"}).status_code == 502
-    assert ids < set(bot.outbox("failed")) and list((bot.state / "outbox/failed").glob("*.photo"))
+    assert ids < set(bot.outbox("failed")) and list((bot.state / "outbox/pictures").iterdir())
     assert command(bot, "retry", "--all") == "3 queued again\n"
     until(lambda: {"f 0", "f 1", "pic"} <= set(telegram.texts(1)))
     until(lambda: bot.outbox() == [] and bot.outbox("failed") == [])
-    assert list((bot.state / "outbox").glob("*/*.photo")) == []
+    until(lambda: not list((bot.state / "outbox/pictures").iterdir()))
 
 
 def test_a_retry_survives_a_kill(bot, telegram):
@@ -84,7 +84,9 @@ def test_what_waits_is_dropped_and_who_waits_for_it_is_told(bot, telegram):
     assert command(bot, "drop", first) == f"{first} dropped\n"
     assert bot.outbox() == [] and bot.get("/health").json()["queued"] == 0
     assert "no message that waits or failed" in command(bot, "drop", first, status=66)
+    bot.kill()
     failed = fail_directly(bot)
+    bot.start()
     command(bot, "drop", failed)
     assert bot.outbox("failed") == []
 
@@ -92,9 +94,7 @@ def test_what_waits_is_dropped_and_who_waits_for_it_is_told(bot, telegram):
 def fail_directly(bot):
     """An entry as a run before this one left it."""
     entry_id = "f" * 20
-    (bot.state / "outbox/failed" / f"{entry_id}.json").write_text(json.dumps({
-        "id": entry_id, "sequence": 1, "accepted_at": 1.0, "chat_id": 1, "user": ME, "reply": False, "part": 0,
-        "late_since": None, "message": {"text": "x"}}))
+    write_failed(bot.state / "outbox", entry(entry_id, ME, reason="no"))
     return entry_id
 
 

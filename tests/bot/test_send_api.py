@@ -8,13 +8,13 @@ import re
 import socket
 import subprocess
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import requests_unixsocket
 
 from live import ME, TOKEN, Bot, Telegram, png, until
+from outbox_files import entry, write_failed, write_picture, write_waiting
 
 CHAT = 4242
 
@@ -130,8 +130,7 @@ def test_a_photo_as_bytes(bot, telegram):
     assert answer.status_code == 200, answer.text
     (message,) = [m for m in telegram.messages(CHAT) if m.get("caption") == "T\nc"]
     assert message["photo"]
-    assert list((bot.state / "outbox").glob("**/*.photo")) == []
-    until(lambda: list((bot.state / "outbox" / "queue").iterdir()) == [])  # messages of earlier tests may still wait
+    until(lambda: not list((bot.state / "outbox/pictures").iterdir()))  # messages of earlier tests may still wait
 
 
 def test_a_photo_by_its_path(bot, telegram, tmp_path):
@@ -231,7 +230,7 @@ def announce_photo(bot, headers):
 def test_a_form_that_is_broken(bot, body):
     answer = bot.post("/send_photo", data=body, headers={"Content-Type": "multipart/form-data; boundary=x"})
     assert answer.status_code == 400 and answer.json()["error"]
-    assert list((bot.state / "outbox" / "queue").iterdir()) == []
+    assert bot.outbox() == [] and not list((bot.state / "outbox/pictures").iterdir())
 
 
 def test_a_form_without_a_boundary(bot):
@@ -286,19 +285,19 @@ def test_too_many_queued_is_a_429(tmp_path):
     assert len(bot.outbox()) in (200, 201)
 
 
+def with_picture(bot, number, size):
+    """A message, and its picture on disk, of `size`."""
+    write_picture(bot.state / "outbox", f"{number:020}", size)
+    return entry(f"{number:020}", ME, chat_id=CHAT, picture=f"{number:020}",
+                 message={"text": "", "photo": "a.png", "photo_size": size})
+
+
 def test_too_many_bytes_of_pictures_are_a_429(tmp_path):
     """What waits is as an earlier run left it: half a gigabyte would take the test long to send."""
     bot = Bot(tmp_path, "http://127.0.0.1:9")
     bot.users(**{ME: CHAT})
-    queue = bot.state / "outbox" / "queue"
-    queue.mkdir(parents=True)
     for number, size in enumerate((50 << 20, 450 << 20)):
-        with open(queue / f"{number:020}.photo", "wb") as photo:
-            photo.truncate(size)
-        (queue / f"{number:020}.json").write_text(json.dumps({
-            "id": f"{number:020}", "sequence": number, "accepted_at": time.time(), "chat_id": CHAT, "user": ME,
-            "reply": False, "part": 0, "late_since": None,
-            "message": {"text": "", "photo": "a.png", "photo_size": size}}))
+        write_waiting(bot.state / "outbox", with_picture(bot, number, size))
     bot.start()
     answer = bot.send("x", wait=0)
     assert answer.status_code == 429 and "500" in answer.json()["error"]
@@ -365,7 +364,7 @@ def test_a_refusal_is_answered_again_for_the_same_key(bot, telegram):
 @pytest.mark.root
 def test_a_disk_that_is_nearly_full_takes_no_more_and_delivers_what_waits(tmp_path, telegram):
     bot = Bot(tmp_path, telegram.url)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,nr_inodes=64,mode=0700", "tmpfs", bot.state], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m,nr_inodes=64,mode=0700", "tmpfs", bot.state], check=True)
     try:
         bot.users(**{ME: CHAT + 5})
         bot.start()
@@ -373,7 +372,7 @@ def test_a_disk_that_is_nearly_full_takes_no_more_and_delivers_what_waits(tmp_pa
                          description="Too Many Requests: retry after 3")
         waiting = [bot.send(f"waits {number}", wait=0).json()["id"] for number in range(3)]
         with open(bot.state / "ballast", "wb", buffering=0) as ballast:
-            ballast.write(bytes(3 << 20))
+            ballast.write(bytes(11 << 20))
             assert bot.send("room enough", wait=0).status_code == 202
             with pytest.raises(OSError, match="No space"):
                 while True:
@@ -387,7 +386,7 @@ def test_a_disk_that_is_nearly_full_takes_no_more_and_delivers_what_waits(tmp_pa
         assert health.status_code == 503 and "nearly full" in health.json()["error"]
         until(lambda: bot.outbox() == [])
         assert [text for text in telegram.texts(CHAT + 5) if "waits" in text] == ["waits 0", "waits 1", "waits 2"]
-        assert {path.name for path in (bot.state / "outbox/queue").iterdir()} == set()
+        assert not list((bot.state / "outbox/pictures").iterdir())
         (bot.state / "ballast").unlink()
         assert bot.send("room again").status_code == 200 and bot.get("/health").status_code == 200
         assert waiting[0] not in bot.outbox("failed") and "Traceback" not in bot.log
@@ -410,22 +409,14 @@ def test_uploads_that_are_still_arriving_count(tmp_path):
     """Each alone has room; the check before an upload began was the only one once."""
     bot = Bot(tmp_path, "http://127.0.0.1:9")
     bot.users(**{ME: CHAT})
-    failed = bot.state / "outbox/failed"
-    failed.mkdir(parents=True)
-    queue = bot.state / "outbox/queue"
-    queue.mkdir()
-    for folder, number, size in ((queue, 0, 460 << 20), (failed, 1, 20 << 20)):
-        with open(folder / f"{number:020}.photo", "wb") as photo:
-            photo.truncate(size)
-        (folder / f"{number:020}.json").write_text(json.dumps({
-            "id": f"{number:020}", "sequence": number, "accepted_at": time.time(), "chat_id": CHAT, "user": ME,
-            "reply": False, "part": 0, "late_since": None, **({"reason": "no"} if folder == failed else {}),
-            "message": {"text": "", "photo": "a.png", "photo_size": size}}))
+    write_waiting(bot.state / "outbox", with_picture(bot, 0, 460 << 20))
+    write_failed(bot.state / "outbox", with_picture(bot, 1, 20 << 20) | {"reason": "no"})
+    pictures = bot.state / "outbox/pictures"
     bot.start()
     connections = []
     try:
         connections += [begin_upload(bot, 30 << 20), begin_upload(bot, 30 << 20)]
-        until(lambda: len(list(queue.glob(".upload-*"))) == 2)
+        until(lambda: len(list(pictures.iterdir())) == 4)
         for connection in connections:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 for _ in range(29):
@@ -436,7 +427,7 @@ def test_uploads_that_are_still_arriving_count(tmp_path):
     finally:
         for connection in connections:
             connection.close()
-        until(lambda: not list(queue.glob(".upload-*")))
+        until(lambda: len(list(pictures.iterdir())) == 1)
         bot.kill()
 
 

@@ -15,12 +15,13 @@
 #include <sys/stat.h>
 #include <sys/time.h>
 #include <time.h>
+#include <unistd.h>
 
 struct orders {
     int64_t clock_seconds; /* by which the time of day is off; no other clock is touched */
     int32_t sync_error;    /* errno of fsync and fdatasync of a file, 0 for none */
     int32_t sync_names_error; /* the same of a directory */
-    int32_t change_error;  /* errno of what opens for writing, makes, renames or removes below the folder */
+    int32_t change_error;  /* errno of what opens for writing, makes, renames or removes below the folder, and of pwrite */
 };
 
 static const struct orders none;
@@ -52,6 +53,8 @@ static int sync_error(int file)
 
 int fsync(int file) { FAIL(sync_error(file)); return REAL(fsync)(file); }
 int fdatasync(int file) { FAIL(sync_error(file)); return REAL(fdatasync)(file); }
+ssize_t pwrite(int file, const void *data, size_t size, off_t start) { FAIL(orders->change_error); return REAL(pwrite)(file, data, size, start); }
+ssize_t pwrite64(int file, const void *data, size_t size, off64_t start) { FAIL(orders->change_error); return REAL(pwrite64)(file, data, size, start); }
 int rename(const char *from, const char *to) { FAIL_BELOW(to); return REAL(rename)(from, to); }
 int unlink(const char *path) { FAIL_BELOW(path); return REAL(unlink)(path); }
 int mkdir(const char *path, mode_t mode) { FAIL_BELOW(path); return REAL(mkdir)(path, mode); }

@@ -17,6 +17,7 @@ from chaos.kill import check_log, crowd, queued, users
 from chaos.telegram import Hostile
 from common.script_output import ContractError, parse_output
 from live import ME, Bot, until
+from outbox_files import OPEN, entry
 
 SHORT_ROUNDS, LONG_ROUNDS = 2000, 100_000
 CLIENTS = 8
@@ -159,16 +160,16 @@ def overdue(bot):
 
 
 def good_files():
-    entry = {"id": "aa", "sequence": 1, "accepted_at": 1.0, "user": ME, "chat_id": CHATS[0], "reply": False, "part": 0,
-             "late_since": None, "script": "", "message": {"title": "t", "text": "*m*", "parse_mode": "Markdown",
-                                                           "photo": "a.png", "photo_size": 4, "silent": True}}
+    message = {"title": "t", "text": "*m*", "parse_mode": "Markdown", "photo": "a.png", "photo_size": 4, "silent": True}
+    waits = entry("aa", ME, accepted_at=1.0, chat_id=CHATS[0], picture="aa", message=message, script="")
     pending = {"update": {"update_id": 7, "callback_query": {"id": "1", "message": {"chat": {"id": CHATS[0]}}}},
                "started": True}
     return {
         "telegram_users.json": {ME: {"chat_id": CHATS[0], "linked_at": "2026-01-31T12:00:00Z"}},
         "pending_codes.json": {"123456": {"chat_id": CHATS[0], "created_at": 1}},
         "polling.json": {"offset": 1, "pending": {"7": pending, "8": {**pending, "started": False}}},
-        "outbox/queue/aa.json": entry, "outbox/failed/bb.json": {**entry, "id": "bb", "code": 502, "reason": "x"}}
+        "outbox/journal/00000001.jsonl": {"open": 1, **waits},
+        "outbox/failed/bb.json": {**waits, "id": "bb", "code": 502, "reason": "x"}}
 
 
 def files(result, folder, rounds):
@@ -192,6 +193,8 @@ def on_spoilt_files(result, folder, telegram, contents):
         path.parent.mkdir(parents=True, exist_ok=True)
         (folder / "state").mkdir(mode=0o700, exist_ok=True)
         (folder / "state").chmod(0o700)
+        if path.suffix == ".jsonl":
+            content = content.replace(b'{"open": 1, ', OPEN) + b"\n"
         path.write_bytes(content)
     bot = Bot(folder, telegram.url)
     try:

@@ -1,7 +1,6 @@
 """kill -9 of the bot, at random moments, while people send."""
 
 import contextlib
-import json
 import os
 import random
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 from chaos.line import Line
 from chaos.load import judge, read_ledger
 from live import ME, Bot, Process, Telegram, until
+from outbox_files import waiting
 
 LOAD = Path(__file__).with_name("load.py")
 FIRST_CHAT = 5001
@@ -66,11 +66,7 @@ def crowd(folder, names, **environment):
 
 def queued(bot):
     """Messages in the queue of a bot, which may be running."""
-    entries = []
-    for path in (bot.state / "outbox" / "queue").glob("*.json"):
-        with contextlib.suppress(FileNotFoundError):
-            entries.append(json.loads(path.read_bytes()))
-    return entries
+    return list(waiting(bot.state / "outbox").values())
 
 
 def drained(bot, seconds):

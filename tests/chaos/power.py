@@ -16,6 +16,7 @@ from chaos.calls import Call, in_flight
 from chaos.load import judge, read_ledger
 from host import Host
 from machine import PROJECT, until
+from outbox_files import waiting
 
 SHORT_ROUNDS, LONG_ROUNDS = 2, 40
 FIRST_CHAT = 5001
@@ -39,7 +40,7 @@ QUEUED = f"""[Unit]
 Before=notify-bot.service
 
 [Service]
-ExecStartPre=-/bin/sh -c 'd={FOLDER}/queued/$$(date +%%s%%N); mkdir -p $$d; cp /data/notify-bot/outbox/queue/* $$d'
+ExecStartPre=-/bin/sh -c 'd={FOLDER}/queued/$$(date +%%s%%N); mkdir -p $$d; cp -r /data/notify-bot/outbox/journal $$d'
 """
 CUT = "import ctypes; ctypes.CDLL(None).reboot(0x1234567)"
 
@@ -97,8 +98,7 @@ def cut(host):
 
 def finish(host):
     host.run("systemctl", "stop", "people.service", timeout=90)
-    queue = host.path("/data/notify-bot/outbox/queue")
-    until(lambda: not list(queue.glob("*.json")), 300, "the queue is empty")
+    until(lambda: not waiting(host.path("/data/notify-bot/outbox")), 300, "the queue is empty")
 
 
 def ledger_size(host):
@@ -132,7 +132,7 @@ def delivered(boots):
 def queued(host):
     """The texts in the queue at each start of Telegram."""
     starts = sorted(host.path(f"{FOLDER}/queued").iterdir())
-    return [{json.loads(path.read_bytes())["message"]["text"] for path in start.glob("*.json")} for start in starts]
+    return [{entry["message"]["text"] for entry in waiting(start).values()} for start in starts]
 
 
 def at_the_cuts(result, boots, queues, cuts):

@@ -11,6 +11,7 @@ from test_chat import ask, chat_id, telegram  # noqa: F401 (fixtures)
 
 from common.http_client import request as ask_web
 from live import CHECKOUT, ME, PYTHON, Bot, until
+from outbox_files import change_waiting
 
 AWAY = "directory"  # no account of this machine: as with one whose directory is away
 
@@ -65,8 +66,7 @@ def test_what_waits_for_one_person_is_not_delivered_to_the_next(bot, telegram, c
     assert bot.send("of the one before", wait=0).status_code == 202
     bot.stop()
     # As after the account was deleted, made again with this uid, and linked anew.
-    (entry,) = (bot.state / "outbox/queue").glob("*.json")
-    entry.write_text(json.dumps(json.loads(entry.read_text()) | {"uid": os.getuid() + 1}))
+    change_waiting(bot.state / "outbox", lambda fields: fields | ({"uid": os.getuid() + 1} if fields["user"] else {}))
     write(bot, **{ME: {"chat_id": chat_id + 1, "uid": os.getuid()}})
     telegram.person(chat_id + 1)
     telegram.types(chat_id + 1, "/help")

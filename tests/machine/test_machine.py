@@ -100,7 +100,7 @@ def test_connections_during_restarts_are_served(host):
     starts = host.show("notify-bot.service", "ExecMainPID")["ExecMainPID"]
     client = host.start("python3", "-c", STEADY_CLIENT, user="alice")
     for _ in range(3):
-        host.run("systemctl", "restart", "notify-bot.service")
+        host.restart_bot()
     results = json.loads(client.communicate(timeout=60)[0])
     assert len(results) > 20
     assert set(results) == {200}
@@ -117,14 +117,14 @@ def test_killed_bot_comes_back(host):
 def test_hanging_bot_is_replaced(host):
     host.write("/etc/systemd/system/notify-bot.service.d/test.conf", "[Service]\nWatchdogSec=3s\n")
     host.run("systemctl", "daemon-reload")
-    host.run("systemctl", "restart", "notify-bot.service")
+    host.restart_bot()
     before = host.show("notify-bot.service", "MainPID")["MainPID"]
     host.run("kill", "-STOP", before)
     until(lambda: host.show("notify-bot.service", "MainPID")["MainPID"] not in (before, "0"), 30, "a new bot runs")
     assert "watchdog" in host.journal("-u", "notify-bot.service", "-n", "20").lower()
     host.path("/etc/systemd/system/notify-bot.service.d/test.conf").unlink()
     host.run("systemctl", "daemon-reload")
-    host.run("systemctl", "restart", "notify-bot.service")
+    host.restart_bot()
 
 
 def test_status_line_has_live_figures(host):
@@ -191,12 +191,12 @@ def test_bot_serves_without_the_socket_of_the_page(host):
     host.write("/etc/systemd/system/notify-bot-web.socket.d/test.conf", "[Socket]\nSocketGroup=nosuchgroup\n")
     host.run("systemctl", "daemon-reload")
     host.run("systemctl", "stop", "notify-bot-web.socket")
-    host.run("systemctl", "restart", "notify-bot.service")
+    host.restart_bot()
     assert active(host, "notify-bot-web.socket") == "failed"
     assert host.request("alice", "GET", "/health")[0] == 200
     host.path("/etc/systemd/system/notify-bot-web.socket.d/test.conf").unlink()
     host.run("systemctl", "daemon-reload")
-    host.run("systemctl", "restart", "notify-bot.service")
+    host.restart_bot()
     assert host.request("www-data", "POST", "/card", {"user": "alice"}, socket=WEB_SOCKET)[0] == 200
 
 
@@ -398,15 +398,13 @@ def test_without_a_token_one_clear_state_and_two_ways_out(host):
     until(lambda: active(host, "notify-bot-web.socket") == "failed", 20, "the socket of the page gives up")
     assert "systemctl restart notify-bot.service" in host.journal("-u", "notify-bot.service", "-n", "5")
     settings.write_text(f"{written}TELEGRAM_BOT_TOKEN={TOKEN}\n")
-    host.run("systemctl", "restart", "notify-bot.service")
+    host.restart_bot()
     assert host.send("alice", "with a token from the settings", wait=10)[0] == 200
     assert host.request("www-data", "POST", "/card", {"user": "alice"}, socket=WEB_SOCKET)[0] == 200
     # The credential wins: Telegram would refuse the other one.
     away.rename(token)
     settings.write_text(f"{written}TELEGRAM_BOT_TOKEN=1:wrong\n")
-    host.run("systemctl", "restart", "notify-bot.service")
+    host.restart_bot()
     assert host.send("alice", "with the credential", wait=10)[0] == 200
     settings.write_text(written)
-    host.run("systemctl", "restart", "notify-bot.service")
-    # All these starts are not to count for the tests that follow.
-    host.run("systemctl", "reset-failed", "notify-bot.service")
+    host.restart_bot()

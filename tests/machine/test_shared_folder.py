@@ -37,7 +37,7 @@ def shared(host):
     host.write(CANARY_FILE, CANARY, 0o600, "deploy")
     host.run("mkfifo", "/tmp/pipe", user="www-data")
     yield host
-    host.run("systemctl", "restart", "notify-bot.service")
+    host.restart_bot()
     host.run("rm", "-f", CANARY_FILE, "/tmp/pipe")
     assert_serves(host)
     host.send("root", "well again", user="alice", wait=10)
@@ -63,7 +63,7 @@ def assert_nothing_leaked(host):
 @pytest.mark.parametrize("way", WAYS)
 def test_another_thing_in_the_place_of_the_shared_files(shared, way):
     host = shared
-    host.run("systemctl", "restart", "notify-bot.service")
+    host.restart_bot()
     since = host.output("date", "+%s.%N")
     kept = f"{DATA}/kept"
     host.run("mkdir", kept, user="www-data")
@@ -75,7 +75,7 @@ def test_another_thing_in_the_place_of_the_shared_files(shared, way):
                 host.run(*command, user="www-data")
         host.types("alice", "/start")
         host.request("root", "POST", "/send", {"user": "alice", "text": "while it is so", "wait": 0})
-        host.run("systemctl", "restart", "notify-bot.service")
+        host.restart_bot()
         assert_serves(host)
         host.types("bob", "/status")
         host.request("root", "POST", "/send", {"user": "alice", "text": "and again", "wait": 0})

@@ -100,6 +100,11 @@ class Host(Machine):
             self.run("notify-add-analyst", "--create", user)
             self.link(user)
 
+    def restart_bot(self):
+        """Restart the service; starts by tests do not count for its limit."""
+        self.run("systemctl", "reset-failed", "notify-bot.service")
+        self.run("systemctl", "restart", "notify-bot.service")
+
     def link(self, user):
         """Link `user` as a person does: /start in the chat, the code typed into the page of the web server."""
         self.types(user, "/start")

@@ -17,6 +17,8 @@ from urllib.parse import quote
 import requests
 import requests_unixsocket
 
+from outbox_files import waiting
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 PYTHON = "/usr/bin/python3" if Path("/usr/bin/python3").exists() else sys.executable
 TOKEN = "123456789:AAtestTESTtestTESTtestTESTtestTEST00"
@@ -179,6 +181,8 @@ class Bot:
         """The IDs of messages in a part of the outbox."""
         if place == "sent":
             return sorted(line["id"] for line in self.sent())
+        if place == "queue":
+            return sorted(waiting(self.state / "outbox"))
         return sorted(path.stem for path in (self.state / "outbox" / place).glob("*.json"))
 
     def sent(self):

@@ -1,0 +1,197 @@
+"""Journal of accepted messages: lines in files of a fixed size, made durable together for all who wait.
+
+    journal/00000001.jsonl    a segment: SEGMENT_BYTES, allocated before its first line, so that an append changes no
+                              metadata; behind the last line are line feeds
+
+A line is a JSON object that begins with `"open":1`. When its message leaves the queue, that 1 becomes a 0 in place: one
+byte, so a crash leaves either. A segment goes when no line of it is open. Each run of the service begins segments of
+its own, so nothing follows a line that a crash cut short.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from bot.receipt import Receipt
+from common.jsonstore import sync_directory
+
+SEGMENT_BYTES = 4 << 20
+OPEN, CLOSED = b'{"open":1,', b'{"open":0,'
+_READ_BYTES = 4096
+_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+def lock(path: Path) -> int:
+    """A descriptor that holds the lock on `path`. Raises BlockingIOError while another process does, and OSError."""
+    descriptor = os.open(path, _FLAGS | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+class _Segment:
+    """A file of the journal: its `size`, the `end` of its lines, the number of those that are `open`."""
+
+    __slots__ = ("descriptor", "end", "open", "path", "size")
+
+    def __init__(self, path: Path, flags: int = _FLAGS):
+        self.path, self.descriptor = path, os.open(path, flags, 0o600)
+        self.size = self.end = self.open = 0
+
+    def allocate(self, size: int) -> None:
+        _write(self.descriptor, b"\n" * size, 0)
+        os.fsync(self.descriptor)
+        sync_directory(self.path.parent)
+        self.size = size
+
+
+class Journal:
+    """The lines in a folder. A place (int) says where a line is. Threads may share it. Raises OSError."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._segments: dict[int, _Segment] = {}
+        self._last = 0
+        self._current: int | None = None
+        self._appended: set[int] = set()  # segments with something that is not durable yet
+        self._closed: set[int] = set()
+        self._syncing, self._joining = threading.Lock(), threading.Lock()
+        self._next: Receipt | None = None
+
+    def load(self):
+        """`(place, line)` of each line that is not closed, in order; one that a crash has cut is in pieces, which are
+        no JSON objects."""
+        for path in sorted(self._folder.glob("*.jsonl")):
+            number = self._last = int(path.stem)
+            segment = self._segments[number] = _Segment(path)
+            with open(path, "rb") as file:
+                for line in file:
+                    start, segment.end = segment.end, segment.end + len(line)
+                    if line != b"\n" and not line.startswith(CLOSED):
+                        segment.open += 1
+                        yield number * SEGMENT_BYTES + start, line
+
+    def append(self, line: bytes) -> int:
+        """Write a line, which `sync` makes durable; its place. Where it raises, nothing of the line stays."""
+        with self._lock:
+            segment = self._with_room(len(line))
+            try:
+                _write(segment.descriptor, line, segment.end)
+            except OSError:
+                self._current = None  # nothing may follow half a line
+                with suppress(OSError):
+                    _write(segment.descriptor, b"\n" * len(line), segment.end)
+                raise
+            place = self._current * SEGMENT_BYTES + segment.end
+            segment.end += len(line)
+            segment.open += 1
+            self._appended.add(self._current)
+            return place
+
+    def _with_room(self, size: int) -> _Segment:
+        segment = self._segments.get(self._current)
+        if segment is None or segment.end + size > segment.size:
+            number = self._last + 1
+            segment = _Segment(self._folder / f"{number:08}.jsonl", _FLAGS | os.O_CREAT | os.O_TRUNC)
+            try:
+                segment.allocate(max(size, SEGMENT_BYTES))
+            except OSError:
+                os.close(segment.descriptor)
+                with suppress(OSError):
+                    segment.path.unlink()
+                raise
+            self._segments[number] = segment
+            self._current = self._last = number
+        return segment
+
+    def sync(self) -> None:
+        """Make the lines appended before the call durable: calls that come meanwhile share the next fdatasync(2).
+        Raises OSError, to all who share it: after one that failed, another may report success for what is lost."""
+        with self._joining:
+            shared, is_first = self._next, self._next is None
+            if is_first:
+                shared = self._next = Receipt()
+        if is_first:
+            with self._syncing:
+                with self._joining:
+                    self._next = None
+                shared.settle(self._sync(self._appended))
+        if error := shared.wait():
+            raise OSError(*error.args)
+
+    def _sync(self, segments: set[int]) -> OSError | None:
+        """Make the segments of a set, which is empty on return, durable."""
+        with self._lock:
+            descriptors = [os.dup(self._segments[number].descriptor) for number in segments]
+            segments.clear()
+        error = None
+        for descriptor in descriptors:
+            try:
+                os.fdatasync(descriptor)
+            except OSError as found:
+                error, self._current = found, None  # what is appended from now on is not to share its fate
+            finally:
+                os.close(descriptor)
+        return error
+
+    def read(self, place: int) -> bytes:
+        """The line at a place. Raises FileNotFoundError where its segment is gone."""
+        number, start = divmod(place, SEGMENT_BYTES)
+        descriptor = os.open(self._folder / f"{number:08}.jsonl", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            line = os.pread(descriptor, _READ_BYTES, start)
+            while b"\n" not in line and (more := os.pread(descriptor, len(line), start + len(line))):
+                line += more
+        finally:
+            os.close(descriptor)
+        return line[:line.index(b"\n") + 1] if b"\n" in line else line
+
+    def close_line(self, place: int) -> None:
+        """The message of a line has left the queue, which `remove_closed` makes durable."""
+        self._overwrite(place, len(OPEN) - 2, CLOSED[-2:-1])
+
+    def clear_line(self, place: int, size: int) -> None:
+        """Overwrite what is no whole line, or was never accepted."""
+        self._overwrite(place, 0, b"\n" * size)
+
+    def _overwrite(self, place: int, offset: int, data: bytes) -> None:
+        number, start = divmod(place, SEGMENT_BYTES)
+        with self._lock:
+            segment = self._segments[number]
+            _write(segment.descriptor, data, start + offset)
+            segment.open -= 1
+            self._closed.add(number)
+
+    def remove_closed(self, begin_anew: bool = False) -> None:
+        """Make it durable which lines are closed, and remove the segments without an open one. The next line begins a
+        segment if it is to `begin_anew`: the text of a message is on disk as long as its segment."""
+        with self._lock:
+            if begin_anew:
+                self._current = None
+            empty = [number for number, segment in self._segments.items()
+                     if not segment.open and number != self._current]
+        if error := self._sync(self._closed):
+            raise error
+        with self._lock:
+            for segment in map(self._segments.pop, empty):
+                os.unlink(segment.path)
+                os.close(segment.descriptor)
+
+    def close(self) -> None:
+        for segment in self._segments.values():
+            os.close(segment.descriptor)
+
+
+def _write(descriptor: int, data: bytes, start: int) -> None:
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(descriptor, rest, start)
+        rest, start = rest[written:], start + written
