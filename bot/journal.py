@@ -22,6 +22,7 @@ from common.jsonstore import sync_directory
 SEGMENT_BYTES = 4 << 20
 OPEN, CLOSED = b'{"open":1,', b'{"open":0,'
 _READ_BYTES = 4096
+_SHIFT = 32  # of the number of a segment in a place
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -77,7 +78,7 @@ class Journal:
                     start, segment.end = segment.end, segment.end + len(line)
                     if line != b"\n" and not line.startswith(CLOSED):
                         segment.open += 1
-                        yield number * SEGMENT_BYTES + start, line
+                        yield number << _SHIFT | start, line
 
     def append(self, line: bytes) -> int:
         """Write a line, which `sync` makes durable; its place. Where it raises, nothing of the line stays."""
@@ -90,7 +91,7 @@ class Journal:
                 with suppress(OSError):
                     _write(segment.descriptor, b"\n" * len(line), segment.end)
                 raise
-            place = self._current * SEGMENT_BYTES + segment.end
+            place = self._current << _SHIFT | segment.end
             segment.end += len(line)
             segment.open += 1
             self._appended.add(self._current)
@@ -144,7 +145,7 @@ class Journal:
 
     def read(self, place: int) -> bytes:
         """The line at a place. Raises FileNotFoundError where its segment is gone."""
-        number, start = divmod(place, SEGMENT_BYTES)
+        number, start = divmod(place, 1 << _SHIFT)
         descriptor = os.open(self._folder / f"{number:08}.jsonl", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             line = os.pread(descriptor, _READ_BYTES, start)
@@ -163,7 +164,7 @@ class Journal:
         self._overwrite(place, 0, b"\n" * size)
 
     def _overwrite(self, place: int, offset: int, data: bytes) -> None:
-        number, start = divmod(place, SEGMENT_BYTES)
+        number, start = divmod(place, 1 << _SHIFT)
         with self._lock:
             segment = self._segments[number]
             _write(segment.descriptor, data, start + offset)
