@@ -25,8 +25,8 @@ PAGE = "docs/link_page.md"
 SCRIPTS_UNIT = text_of("units/system/notify-scripts@.service")
 CHAT_ID = 4242
 # Folders of an installed service, with those of its outbox.
-RUN_TIME_FOLDERS = {"outbox/", "outbox/sent/", "outbox/failed/", "outbox/corrupt/", "outbox/journal/", "outbox/pictures/",
-                    "journal/", "pictures/", "sent/", "failed/", "corrupt/"}
+RUN_TIME_FOLDERS = {f"{folder}{name}/" for folder in ("", "outbox/")
+                    for name in ("journal", "pictures", "failed", "sent", "corrupt")} | {"outbox/"}
 READ = r'environment(?:\.get\(|\.pop\(|, )"((?:NOTIFY|TELEGRAM)_[A-Z_]+)"'
 
 
