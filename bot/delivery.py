@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
 from contextlib import ExitStack
 
 from bot.failures import MAX_BACKOFF_SECONDS, Failures, Floods, backoff, delay_left, is_gone
@@ -21,8 +20,9 @@ from bot.receipt import Outcome, Receipt
 from bot.recipients import Recipients
 from bot.strangers import Strangers
 from bot.telegram import TelegramAPI, TelegramError, TelegramUnreachable, call_seconds
+from bot.waiting import Waiting
 from bot.workers import Workers
-from common.clock import EARLIEST, age
+from common.clock import EARLIEST
 
 log = logging.getLogger("delivery")
 
@@ -53,9 +53,8 @@ class Delivery:
         self._floods = Floods()
         self._stopping = False
         self._workers = Workers("delivery", self._work_once)
-        self._receipts: dict[str, Receipt] = {}
-        self._of_user: Counter[str] = Counter()
-        self._queued: dict[str, tuple[float, str | None]] = {}  # time of acceptance (monotonic), user
+        self._waiting = Waiting()
+        self.queued = self._waiting.count
         self._unrecorded: dict[str, tuple[bool, list]] = {}  # was it the last call, Telegram's message_ids
         self._scheduler = threading.Thread(target=self._schedule, name="delivery", daemon=True)
         self._problem: tuple[float, str] | None = None  # its time (monotonic)
@@ -78,9 +77,7 @@ class Delivery:
             self._stopping = True
             self._changed.notify_all()
             finished = self._changed.wait_for(lambda: not self._queues.in_flight, seconds)
-            receipts, self._receipts = self._receipts, {}
-        for receipt in receipts.values():
-            receipt.settle(None)
+            self._waiting.stop()
         return finished
 
     @property
@@ -89,15 +86,10 @@ class Delivery:
         problem = self._problem
         return problem[1] if problem and problem[0] > self._api.succeeded_at else None
 
-    def queued(self, user: str | None = None) -> int:
-        """The number of messages accepted and not delivered, in all or for a user."""
-        return len(self._queued) if user is None else self._of_user[user]
-
     def oldest_age(self) -> float:
         """Seconds since the oldest message of the queue was accepted; 0 when it is empty."""
         with self._changed:
-            oldest = min((since for since, _ in self._queued.values()), default=None)
-        return 0.0 if oldest is None else time.monotonic() - oldest
+            return self._waiting.oldest_age()
 
     def is_alive(self) -> bool:
         """True while the scheduler comes round and no call has been in flight for longer than its deadline."""
@@ -108,20 +100,19 @@ class Delivery:
 
     def submit(self, entry: dict) -> Receipt:
         """Deliver an accepted entry."""
-        receipt = Receipt()
         with self._changed:
             self._enqueue(entry)
+            receipt = self._waiting.receipt(entry["id"])
             if self._stopping:
                 receipt.settle(None)
             else:
-                self._receipts[entry["id"]] = receipt
                 self._dispatch()
         return receipt
 
     def watch(self, entry_id: str) -> Receipt | None:
         """The receipt of an entry that was submitted before; None when it is not queued any more."""
         with self._changed:
-            return self._receipts.setdefault(entry_id, Receipt()) if entry_id in self._queued else None
+            return self._waiting.receipt(entry_id) if entry_id in self._waiting else None
 
     def drop(self, entry: dict) -> bool:
         """Remove a queued entry; False when it is in flight or not queued. Raises OSError."""
@@ -139,13 +130,7 @@ class Delivery:
         return True
 
     def _enqueue(self, entry: dict) -> None:
-        user = None if entry["reply"] else entry["user"]
-        # The wall clock is read once: setting it forward by a day must not expire all that waits.
-        # The age of a message that was retried by hand counts from the retry.
-        since = time.monotonic() - age(entry.get("retried_at", entry["accepted_at"]), time.time())
-        self._queued[entry["id"]] = (since, user)
-        if user:
-            self._of_user[user] += 1
+        self._waiting.add(entry)
         stranger = entry["reply"] and self._strangers.include(entry["chat_id"])
         if stranger:
             self._strangers.hold(entry["id"], entry["chat_id"])
@@ -251,14 +236,11 @@ class Delivery:
         self._outbox.set_aside(entry_id, str(error))
         self._finish(queue, entry_id, Outcome(502, "the stored message is damaged"))
 
-    def _age(self, entry_id: str) -> float:
-        return time.monotonic() - self._queued[entry_id][0]
-
     def _is_too_old(self, entry_id: str) -> bool:
-        return self._age(entry_id) > self._max_age
+        return self._waiting.age(entry_id) > self._max_age
 
     def _step(self, entry: dict) -> tuple[Step, bool]:
-        waited = self._age(entry["id"])
+        waited = self._waiting.age(entry["id"])
         if entry["accepted_at"] >= EARLIEST:
             waited = max(waited, entry.get("retried_at", 0) - entry["accepted_at"])
         if entry["part"] == 0 and not entry["reply"] and waited > LATE_SECONDS:
@@ -318,7 +300,7 @@ class Delivery:
             self._delivered(queue, entry)
 
     def _delivered(self, queue: ChatQueue, entry: dict) -> None:
-        seconds = self._age(entry["id"])
+        seconds = self._waiting.age(entry["id"])
         self._metrics.count("delivered")
         self._metrics.observe(seconds)
         log.log(logging.DEBUG if queue.stranger else logging.INFO, "delivered %s to %s in %.1f s", entry["id"],
@@ -440,10 +422,5 @@ class Delivery:
 
     def _forget(self, entry_id: str, outcome: Outcome) -> None:
         with self._changed:
-            _, user = self._queued.pop(entry_id)
-            if user:
-                self._of_user[user] -= 1
-            receipt = self._receipts.pop(entry_id, None)
+            self._waiting.remove(entry_id, outcome)
         self._strangers.leave(entry_id)
-        if receipt:
-            receipt.settle(outcome)

@@ -17,6 +17,7 @@ _SHAPE = {"sequence": int, "accepted_at": (int, float), "chat_id": int, "message
 
 
 _ID = re.compile("[0-9a-f]{1,20}")
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 class CorruptEntry(Exception):
@@ -24,7 +25,7 @@ class CorruptEntry(Exception):
 
 
 def encode(entry: dict) -> bytes:
-    return json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass") + b"\n"
+    return _ENCODER.encode(entry).encode("utf-8", "surrogatepass") + b"\n"
 
 
 def decode(data: bytes, entry_id: str | None = None) -> dict:

@@ -7,11 +7,13 @@ request to arrive. A client that trickles its bytes holds its own connection unt
 from __future__ import annotations
 
 import errno
+import functools
 import http.server
 import io
 import json
 import logging
 import os
+import pwd
 import select
 import socket
 import stat
@@ -19,6 +21,7 @@ import struct
 import threading
 import time
 from contextlib import suppress
+from email.utils import formatdate
 from http import HTTPStatus
 
 from bot import http_request
@@ -49,6 +52,7 @@ KEPT_THREADS = 8  # for the next connections; the others end with theirs
 SO_PEERGROUPS = 59  # <asm-generic/socket.h>; the socket module has no name for it
 
 # JSON may take thirty times its size while it is an object, so few are parsed at a time.
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 _PARSING = threading.Semaphore(2)
 _NO_ROOM_BODY = b'{"ok": false, "error": "too many connections are open"}\n'
 _NO_ROOM = (b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Type: application/json\r\n"
@@ -57,15 +61,29 @@ _OUR_ERROR = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnec
 _FRESH, _SERVING, _IDLE = "fresh", "serving", "idle"
 
 
+@functools.lru_cache(maxsize=1)
+def _date(seconds: int) -> str:
+    """The Date of an answer (RFC 9110, 5.6.7)."""
+    return formatdate(seconds, usegmt=True)
+
+
 class Peer:
     """The peer of a connection, as the kernel recorded it at connect(2) (unix(7))."""
 
-    __slots__ = ("pid", "uid", "gid", "groups")
+    __slots__ = ("pid", "uid", "gid", "groups", "_name")
 
     def __init__(self, connection: socket.socket):
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         self.pid, self.uid, self.gid = struct.unpack("3i", credentials)
         self.groups = {self.gid, *_peer_groups(connection)}
+        self._name: str | None = None
+
+    def name(self) -> str | None:
+        """The login of the uid; None where it has none."""
+        if self._name is None:
+            with suppress(KeyError):
+                self._name = pwd.getpwuid(self.uid).pw_name
+        return self._name
 
 
 def _peer_groups(connection: socket.socket) -> tuple:
@@ -247,10 +265,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self, status: int, body: dict | bytes, headers: dict | None = None,
                content_type: str = "application/json"):
         """Answer in one write. A body that was not read ends the connection."""
-        data = body if isinstance(body, bytes) else json.dumps(body, ensure_ascii=False).encode() + b"\n"
+        data = body if isinstance(body, bytes) else _ENCODER.encode(body).encode() + b"\n"
         if self.unread or self.server.stopping.is_set():
             self.close_connection = True
-        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", f"Date: {self.date_time_string()}",
+        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", f"Date: {_date(int(time.time()))}",
                  f"Content-Type: {content_type}", f"Content-Length: {len(data)}"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
         if self.close_connection:

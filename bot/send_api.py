@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import grp
 import os
-import pwd
 import stat
 import tempfile
 from contextlib import suppress
@@ -152,20 +151,13 @@ def _settled(outbox, entry_id: str) -> Outcome | None:
 
 def _recipient(peer, fields: dict) -> str:
     """The user a message is for: the caller, unless root or a member of data-ops says otherwise."""
-    caller = _name(peer)
+    caller = peer.name()
     user = _text(fields, "user") or caller
     if user is None:
         raise Problem(403, f"uid {peer.uid} has no name on this host")
     if user != caller and not _is_trusted(peer):
         raise Problem(403, f"you are {caller or peer.uid} and cannot send as '{user}'; leave user out")
     return user
-
-
-def _name(peer) -> str | None:
-    try:
-        return pwd.getpwuid(peer.uid).pw_name
-    except KeyError:
-        return None
 
 
 def _is_trusted(peer) -> bool:

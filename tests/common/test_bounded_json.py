@@ -48,14 +48,14 @@ def test_items_are_counted_outside_strings(seed):
 def test_depth_is_bounded_and_brackets_in_a_text_are_not_counted(pair):
     opening, closing = (b"[", b"]") if pair == b"[]" else (b'{"a":', b"}")
     bounded_json.loads(opening * 99 + pair + closing * 99, 1 << 20, ITEMS)
-    for data in (opening * 100 + pair + closing * 100, opening * 101, closing * 101, b"[" * 100_000):
+    for data in (opening * 100 + pair + closing * 100, opening * 101, b"[" * 100_000):
         with pytest.raises(ValueError, match="over"):
             bounded_json.loads(data, 1 << 20, ITEMS)
     text = pair[:1] * 100_000
     assert bounded_json.loads(b'{"text": "%s"}' % text, 1 << 20, 2) == {"text": text.decode()}
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b'"', b'{"a": "\\', b"[}", b"\xff", "[]".encode("utf-16"), b"9" * 5000,
+@pytest.mark.parametrize("data", [b"", b"{", b'"', b'{"a": "\\', b"[}", b"]" * 101, b"}" * 101, b"\xff", "[]".encode("utf-16"), b"9" * 5000,
                                   '"\ud83d"'.encode("utf-8", "surrogatepass")])
 def test_what_is_no_json_in_utf_8_is_an_error(data):
     with pytest.raises(ValueError):
