@@ -9,38 +9,38 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import suppress
 
+from bot.calls import Calls, next_step
 from bot.failures import MAX_BACKOFF_SECONDS, Failures, Floods, backoff, delay_left, is_gone
-from bot.message import Step, compose, message_ids_of
+from bot.joined import MAX_JOINED, Joined, can_join
 from bot.metrics import Metrics
 from bot.outbox import CorruptEntry, Outbox
 from bot.pacing import ChatQueue, ChatQueues
 from bot.receipt import Outcome, Receipt
 from bot.recipients import Recipients
 from bot.strangers import Strangers
-from bot.telegram import TelegramAPI, TelegramError, TelegramUnreachable, call_seconds
+from bot.telegram import TelegramAPI, TelegramError, TelegramUnreachable
 from bot.waiting import Waiting
 from bot.workers import Workers
-from common.clock import EARLIEST
 
 log = logging.getLogger("delivery")
 
 TOKEN_RETRY_SECONDS = 60
 DISK_RETRY_SECONDS = 5
-LATE_SECONDS = 900  # after which a message says when it was written
+JOIN_SECONDS = 0.5  # a text that has waited so long takes those behind it along
 EXPIRE_SECONDS = 30  # between two checks of delayed chats for messages that are too old
 ERROR_RETRY_SECONDS = 60
 STUCK_SECONDS = 180  # beyond the deadline of a call, or of a scheduler that does not come round
 SLACK_SECONDS = 0.001  # rounding errors of sums
-MAX_CALL_BYTES = 51 << 20  # the largest photo and its form
 
 
 class Delivery:
-    """Delivers the messages of the outbox, from `start` until `stop`. A message expires after `max_age` seconds."""
+    """Delivers the messages of the outbox, from `start` until `stop`. A message expires after `max_age` seconds; texts
+    that have to wait are joined if it `joins`."""
 
     def __init__(self, outbox: Outbox, api: TelegramAPI, recipients: Recipients, metrics: Metrics, max_age: float,
-                 strangers: Strangers | None = None):
+                 strangers: Strangers | None = None, joins: bool = True):
         self._strangers = strangers or Strangers()
         self._outbox, self._api, self._recipients = outbox, api, recipients
         self._metrics, self._max_age = metrics, max_age
@@ -53,6 +53,9 @@ class Delivery:
         self._floods = Floods()
         self._stopping = False
         self._workers = Workers("delivery", self._work_once)
+        self._calls = Calls(outbox, api, self._extend)
+        self._joins = joins
+        self._alone: set[str] = set()  # what was refused in a joined message
         self._waiting = Waiting()
         self.queued = self._waiting.count
         self._unrecorded: dict[str, tuple[bool, list]] = {}  # was it the last call, Telegram's message_ids
@@ -184,8 +187,8 @@ class Delivery:
         return following
 
     def _deliver(self, queue: ChatQueue) -> None:
-        """Make one call for the message at the head of a queue."""
-        entry_id = queue.current
+        """Make one call for the head of a queue: a message, or several texts as one."""
+        entry_id = queue.current[0]
         if self._expire_old(queue):
             return
         try:
@@ -195,16 +198,48 @@ class Delivery:
                 return
             if not self._is_addressed(queue, entry):
                 return
-            step, last = self._step(entry)
-            message_ids = message_ids_of(self._call(step, queue.chat_id, entry))
+            entries, last = [entry], True
+            if joined := self._join(queue, entry):
+                entries = joined.entries
+                message_ids = self._calls.make_as_is(joined.step(), queue.chat_id, entry)
+            else:
+                self._waiting.mark_late(entry)
+                step, last = next_step(entry)
+                message_ids = self._calls.make(step, queue.chat_id, entry)
         except CorruptEntry as error:
             self._set_aside(queue, entry_id, error)
         except TelegramUnreachable as error:
-            self._unreachable(queue, entry, error)
+            self._unreachable(queue, entries, error)
         except TelegramError as error:
-            self._refused(queue, entry, error)
+            self._refused(queue, entries, error)
         else:
-            self._succeeded(queue, entry, last, message_ids)
+            self._succeeded(queue, entries, last, message_ids)
+
+    def _join(self, queue: ChatQueue, first: dict) -> Joined | None:
+        """The joined message that begins with an entry: texts that cannot go out at once, as many as fit. None where
+        the entry goes alone."""
+        if not self._joins or not self._may_join(queue, first):
+            return None
+        with self._changed:
+            at_once = queue.pace.at_once(time.monotonic())
+            if len(queue.notifications) <= at_once and self._waiting.age(first["id"]) < JOIN_SECONDS:
+                return None
+            following = queue.take_along(MAX_JOINED - 1)
+        joined, entry = Joined(), first
+        # What cannot be read or composed is set aside at its own turn.
+        with suppress(CorruptEntry, AttributeError, KeyError, TypeError, ValueError):
+            for entry_id in (*following, None):
+                self._waiting.mark_late(entry)
+                if not joined.add(entry) or entry_id is None:
+                    break
+                entry = self._outbox.read(entry_id)
+                if not self._may_join(queue, entry):
+                    break
+        return joined if len(joined.entries) > 1 else None
+
+    def _may_join(self, queue: ChatQueue, entry: dict) -> bool:
+        return (can_join(entry) and entry["id"] not in self._alone and entry["id"] not in self._unrecorded
+                and self._recipients.chat_of(entry) == queue.chat_id)
 
     def _is_addressed(self, queue: ChatQueue, entry: dict) -> bool:
         """True if the message still belongs in this chat; if not, it is failed or moved."""
@@ -239,52 +274,24 @@ class Delivery:
     def _is_too_old(self, entry_id: str) -> bool:
         return self._waiting.age(entry_id) > self._max_age
 
-    def _step(self, entry: dict) -> tuple[Step, bool]:
-        waited = self._waiting.age(entry["id"])
-        if entry["accepted_at"] >= EARLIEST:
-            waited = max(waited, entry.get("retried_at", 0) - entry["accepted_at"])
-        if entry["part"] == 0 and not entry["reply"] and waited > LATE_SECONDS:
-            entry["late_since"] = time.time() - waited
-        try:
-            steps = compose(entry["message"], entry["late_since"], entry.get("text_first") is True)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            # The send API has checked the types, so somebody else has written this file.
-            raise CorruptEntry(f"its message cannot be composed: {error!r}") from error
-        part = min(entry["part"], len(steps) - 1)
-        return steps[part], part == len(steps) - 1
+    def _extend(self, chat_id: int, seconds: float) -> None:
+        """A large call may take long and is not stuck."""
+        with self._changed:
+            self._queues.in_flight[chat_id] += seconds
 
-    def _call(self, step: Step, chat_id: int, entry: dict):
-        try:
-            return self._send(step, chat_id, entry)
-        except TelegramError as error:
-            other = step.other_way(error.code, error.description)
-            if other is None:
-                raise
-            log.info("%s: Telegram says %s; sent another way", entry["id"], error.description)
-            return self._call(other, chat_id, entry)
-
-    def _send(self, step: Step, chat_id: int, entry: dict):
-        files = None
-        with ExitStack() as opened:
-            if step.attachment:
-                parameter, filename, content = step.attachment
-                content = opened.enter_context(self._outbox.photo(entry)) if content is None else content
-                files = {parameter: (filename, content)}
-                with self._changed:  # a large call may take long and is not stuck
-                    self._queues.in_flight[chat_id] += call_seconds(MAX_CALL_BYTES)
-            return self._api.call(step.method, {"chat_id": chat_id, **step.params}, files)
-
-    def _succeeded(self, queue: ChatQueue, entry: dict, last: bool, message_ids: list) -> None:
+    def _succeeded(self, queue: ChatQueue, entries: list, last: bool, message_ids: list) -> None:
         if self._problem:
             log.warning("Telegram answers again; %d messages are queued", self.queued())
         self._problem = None
         self._outages = queue.failures = 0
         with self._changed:
-            self._failures.succeeded(entry["id"], time.monotonic())
+            for entry in entries:
+                self._failures.succeeded(entry["id"], time.monotonic())
         self._queues.one_at_a_time = False
         self.last_delivery = time.time()
-        self._unrecorded[entry["id"]] = (last, message_ids)
-        self._record(queue, entry)
+        self._unrecorded.update({entry["id"]: (last, message_ids) for entry in entries})
+        for entry in entries:
+            self._record(queue, entry)
 
     def _record(self, queue: ChatQueue, entry: dict) -> None:
         """Record a successful call. Until that succeeds the call is not repeated: on a full disk each attempt would be
@@ -308,7 +315,8 @@ class Delivery:
         self._finish(queue, entry["id"], Outcome(200))
         self._recipients.delivered(entry)
 
-    def _unreachable(self, queue: ChatQueue, entry: dict, error: TelegramUnreachable) -> None:
+    def _unreachable(self, queue: ChatQueue, entries: list, error: TelegramUnreachable) -> None:
+        entry = entries[0]
         if error.unknown:
             self._metrics.count("unknown")
             log.warning("%s: %s; it may have been delivered and is sent again", entry["id"], error)
@@ -324,7 +332,7 @@ class Delivery:
             else:
                 self._outages, self._queues.one_at_a_time = 0, False
         if not general:
-            self._fails_alone(queue, entry, error)
+            self._fails_alone(queue, entries, error)
 
     def _pause_for_telegram(self, error: TelegramUnreachable) -> None:
         if self._outages == 0:
@@ -338,20 +346,22 @@ class Delivery:
         self._queues.one_at_a_time = True
         self._queues.pause(now + seconds)
 
-    def _fails_alone(self, queue: ChatQueue, entry: dict, error: TelegramUnreachable) -> None:
+    def _fails_alone(self, queue: ChatQueue, entries: list, error: TelegramUnreachable) -> None:
         """Handle a message that fails while others succeed: send its text ahead of its picture, give it up at last."""
-        if self._failures.is_hopeless(entry["id"], time.monotonic()):
-            self._fail(queue, entry, 502, f"Telegram takes other messages and not this one: {error}")
+        entry = entries[0]
+        if len(entries) > 1 or self._failures.is_hopeless(entry["id"], time.monotonic()):
+            self._give_up(queue, entries, f"Telegram takes other messages and not this one: {error}")
         elif (entry["message"].get("photo") and entry["part"] == 0 and not entry.get("text_first")
               and self._failures.wants_text_first(entry["id"])):
             log.warning("%s: its text is sent ahead of its picture, which fails: %s", entry["id"], error)
             self._outbox.save({**entry, "text_first": True})
 
-    def _refused(self, queue: ChatQueue, entry: dict, error: TelegramError) -> None:
+    def _refused(self, queue: ChatQueue, entries: list, error: TelegramError) -> None:
+        entry = entries[0]
         if error.retry_after is not None:
             self._slow_down(queue, entry, error.retry_after)
         elif error.code in (401, 404):
-            self._refused_by_token(queue, entry, error)
+            self._refused_by_token(queue, entries, error)
         elif error.migrate_to:
             log.warning("chat %d has become chat %d", queue.chat_id, error.migrate_to)
             self._recipients.moved(queue.chat_id, error.migrate_to)
@@ -360,7 +370,16 @@ class Delivery:
             self._recipients.blocked(queue.chat_id, error.description)
             self._fail(queue, entry, 409, error.description)
         else:
-            self._fail(queue, entry, 502, error.description)
+            self._give_up(queue, entries, error.description)
+
+    def _give_up(self, queue: ChatQueue, entries: list, reason: str) -> None:
+        """Fail a message that Telegram does not take. Joined ones go alone: one of them may be bad, and harms no
+        other."""
+        if len(entries) > 1:
+            log.info("%d joined messages go alone: %s", len(entries), reason)
+            self._alone.update(entry["id"] for entry in entries)
+        else:
+            self._fail(queue, entries[0], 502, reason)
 
     def _slow_down(self, queue: ChatQueue, entry: dict, seconds: int) -> None:
         now = time.monotonic()
@@ -379,14 +398,14 @@ class Delivery:
             log.warning("outbox: %s; a restart forgets the delay of chat %d", error, queue.chat_id)
         log.warning("Telegram wants %d s of rest for chat %d", seconds, queue.chat_id)
 
-    def _refused_by_token(self, queue: ChatQueue, entry: dict, error: TelegramError) -> None:
+    def _refused_by_token(self, queue: ChatQueue, entries: list, error: TelegramError) -> None:
         """Tell a wrong token from a refused message by calling getMe: a wrong one is refused for every method."""
         try:
             self._api.call("getMe")
         except (TelegramError, TelegramUnreachable):
             self._pause_for_token(error)
         else:
-            self._fail(queue, entry, 502, error.description)
+            self._give_up(queue, entries, error.description)
 
     def _pause_for_token(self, error: TelegramError) -> None:
         problem = f"Telegram refuses the bot token: {error.description}"
@@ -418,6 +437,7 @@ class Delivery:
         with self._changed:
             queue.remove(entry_id)
             self._failures.forget(entry_id)
+            self._alone.discard(entry_id)
         self._forget(entry_id, outcome)
 
     def _forget(self, entry_id: str, outcome: Outcome) -> None:

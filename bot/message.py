@@ -2,8 +2,8 @@
 
 A message is a dict with `text` and, where they are wanted, `title` (shown bold, taken literally), `parse_mode`
 (`Markdown` when absent, `MarkdownV2`, `HTML`, `""`), `photo` (its file name), `photo_size` (bytes), `silent`,
-`buttons` (rows of Bot API InlineKeyboardButton). Legacy Markdown becomes entities here: then Telegram cannot
-refuse the text, and it can be cut anywhere. Lengths are in code points, as Telegram counts them.
+`buttons` (rows of Bot API InlineKeyboardButton), `alone` (in no joined message). Legacy Markdown becomes entities here:
+then Telegram cannot refuse the text, and it can be cut anywhere. Lengths are in code points, as Telegram counts them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ MAX_PARTS = 20
 MAX_ENTITIES = 100  # Telegram silently drops any more in a message
 MAX_DELIMITERS = 100_000
 MAX_SENDPHOTO_BYTES = 10 << 20  # a larger picture goes by sendDocument
+EMPTY = "(empty message)"
 PARSE_MODES = ("Markdown", "MarkdownV2", "HTML", "")
 _NUMBER_ROOM = len("(20/20)\n")
 _NOT_A_PHOTO = ("PHOTO_INVALID_DIMENSIONS", "IMAGE_PROCESS_FAILED", "is too big for a photo", "PHOTO_EXT_INVALID")
@@ -74,10 +75,10 @@ def compose(message: dict, late_since: float | None = None, text_first: bool = F
     """The calls that deliver a message, in order. `late_since`: the unix time of its acceptance, shown in the text;
     `text_first`: the text goes ahead of the picture."""
     title = message.get("title") or ""
-    body = _body(message, late_since, message.get("parse_mode", "Markdown"))
+    body = body_of(message, late_since, message.get("parse_mode", "Markdown"))
     if body.parse_mode and len(body.headed(title, "bold").text) > MAX_TEXT:
         # Only Telegram parses these markups, so a long text cannot be cut and goes as plain text.
-        body = _body(message, late_since, "")
+        body = body_of(message, late_since, "")
     steps = _photo_steps(message, title, body, text_first) if message.get("photo") else _text_steps(title, body)
     if message.get("silent"):
         for step in steps:
@@ -99,7 +100,7 @@ def message_ids_of(result) -> list[int]:
     return [message_id for message_id in found if type(message_id) is int]
 
 
-class _Text:
+class Text:
     """A text with its entities (offsets in code points), or with a `parse_mode` that only Telegram parses."""
 
     __slots__ = ("text", "entities", "parse_mode")
@@ -109,29 +110,29 @@ class _Text:
         self.entities = entities
         self.parse_mode = parse_mode
 
-    def headed(self, heading: str, kind: str) -> _Text:
+    def headed(self, heading: str, kind: str) -> Text:
         """The text below a heading, which is taken literally."""
         if not heading:
             return self
         if self.parse_mode == "HTML":
             tag = {"bold": "b", "italic": "i"}[kind]
-            return _Text(f"<{tag}>{html.escape(heading, quote=False)}</{tag}>\n{self.text}", [], "HTML")
+            return Text(f"<{tag}>{html.escape(heading, quote=False)}</{tag}>\n{self.text}", [], "HTML")
         if self.parse_mode == "MarkdownV2":
             mark = {"bold": "*", "italic": "_"}[kind]
             escaped = re.sub(r"([_*\[\]()~`>#+\-=|{}.!\\])", r"\\\1", heading)
-            return _Text(f"{mark}{escaped}{mark}\n{self.text}", [], "MarkdownV2")
+            return Text(f"{mark}{escaped}{mark}\n{self.text}", [], "MarkdownV2")
         shift = len(heading) + 1
         moved = [{**entity, "offset": entity["offset"] + shift} for entity in self.entities]
-        return _Text(f"{heading}\n{self.text}" if self.text else heading,
+        return Text(f"{heading}\n{self.text}" if self.text else heading,
                      [{"type": kind, "offset": 0, "length": len(heading)}, *moved])
 
-    def cut(self, start: int, end: int) -> _Text:
+    def cut(self, start: int, end: int) -> Text:
         kept = []
         for entity in self.entities:
             first, last = max(entity["offset"], start), min(entity["offset"] + entity["length"], end)
             if first < last:
                 kept.append({**entity, "offset": first - start, "length": last - first})
-        return _Text(self.text[start:end], kept)
+        return Text(self.text[start:end], kept)
 
     def params(self, name: str) -> dict:
         """As parameters of a call: `name` is `text` or `caption`."""
@@ -144,28 +145,29 @@ class _Text:
         return params
 
 
-def _body(message: dict, late_since: float | None, parse_mode: str) -> _Text:
+def body_of(message: dict, late_since: float | None, parse_mode: str) -> Text:
+    """The text of a message below the time of its acceptance, where that is given (unix seconds)."""
     text = message.get("text") or ""
     if parse_mode == "Markdown" and sum(map(text.count, "*_`[")) > MAX_DELIMITERS:
         # No number of parts can show as many entities, and each takes memory.
-        body = _Text(text, [])
+        body = Text(text, [])
     elif parse_mode == "Markdown":
         try:
-            body = _Text(*markdown.parse(text))
+            body = Text(*markdown.parse(text))
         except ValueError:
-            body = _Text(text, [])
+            body = Text(text, [])
     else:
-        body = _Text(text, [], parse_mode)
+        body = Text(text, [], parse_mode)
     if late_since is None:
         return body
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(late_since))
     return body.headed(f"Delivered late, written {when}", "italic")
 
 
-def _text_steps(title: str, body: _Text) -> list[Step]:
+def _text_steps(title: str, body: Text) -> list[Step]:
     whole = body.headed(title, "bold")
     if not whole.text.strip():
-        whole = _Text("(empty message)", [])
+        whole = Text(EMPTY, [])
     if len(whole.text) <= MAX_TEXT and len(whole.entities) <= MAX_ENTITIES:
         return [Step("sendMessage", whole.params("text"))]
     starts = [entity["offset"] for entity in whole.entities]
@@ -177,28 +179,28 @@ def _text_steps(title: str, body: _Text) -> list[Step]:
             for number, piece in enumerate(pieces, 1)]
 
 
-def _numbered(piece: _Text, number: int, total: int) -> _Text:
+def _numbered(piece: Text, number: int, total: int) -> Text:
     """A part with its number, placed so that Telegram does not trim an indentation at the cut."""
     mark = f"({number}/{total})"
     if number == 1:
-        return _Text(piece.text + ("" if piece.text.endswith("\n") else "\n") + mark, piece.entities)
+        return Text(piece.text + ("" if piece.text.endswith("\n") else "\n") + mark, piece.entities)
     shift = len(mark) + 1
-    return _Text(f"{mark}\n{piece.text}", [{**entity, "offset": entity["offset"] + shift}
+    return Text(f"{mark}\n{piece.text}", [{**entity, "offset": entity["offset"] + shift}
                                            for entity in piece.entities])
 
 
-def _as_file(title: str, body: _Text, whole: _Text) -> Step:
+def _as_file(title: str, body: Text, whole: Text) -> Step:
     if len(title) <= MAX_CAPTION:
-        caption, content = _Text("", []).headed(title, "bold"), body.text
+        caption, content = Text("", []).headed(title, "bold"), body.text
     else:
-        caption, content = _Text("", []), whole.text
+        caption, content = Text("", []), whole.text
     return Step("sendDocument", caption.params("caption"), ("document", "message.txt", content.encode()))
 
 
-def _photo_steps(message: dict, title: str, body: _Text, text_first: bool) -> list[Step]:
+def _photo_steps(message: dict, title: str, body: Text, text_first: bool) -> list[Step]:
     whole = body.headed(title, "bold")
     fits = len(whole.text) <= MAX_CAPTION and len(whole.entities) <= MAX_ENTITIES
-    caption = whole if fits else _Text("", []).headed(title if len(title) <= MAX_CAPTION else "", "bold")
+    caption = whole if fits else Text("", []).headed(title if len(title) <= MAX_CAPTION else "", "bold")
     photo = Step("sendPhoto", {} if text_first else caption.params("caption"), ("photo", message["photo"], None))
     if message.get("photo_size", 0) > MAX_SENDPHOTO_BYTES:
         photo = photo.as_document()

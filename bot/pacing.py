@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from itertools import islice
 
 from bot.strangers import STRANGER_SECONDS
 
@@ -44,6 +45,10 @@ class Pace:
 
     def ready_at(self) -> float:
         return self._next - self._current * (self._burst - 1)
+
+    def at_once(self, now: float) -> int:
+        """The number of calls that may be made now, one after another."""
+        return min(self._burst, int((now - self._next) / self._current) + self._burst) if self._current else self._burst
 
     def take(self, now: float) -> None:
         self._next = max(now, self._next) + self._current
@@ -103,7 +108,7 @@ class ChatQueue:
         self.notifications: deque[str] = deque()
         self.pace = Pace(*(GROUP_PACE if chat_id < 0 else CHAT_PACE))
         self.delayed_until = 0.0
-        self.current: str | None = None  # the message in flight, which a new reply may have overtaken as the head
+        self.current: tuple[str, ...] = ()  # messages in flight, which a new reply may have overtaken as the head
         self.failures = 0
         self.stranger = False  # linked to nobody
         self.counted = False  # its call in flight counts as a stranger's
@@ -114,6 +119,12 @@ class ChatQueue:
 
     def head(self) -> str:
         return (self.replies or self.notifications)[0]
+
+    def take_along(self, count: int) -> tuple[str, ...]:
+        """The notifications behind the one in flight, `count` at most, which are in flight with it from now on."""
+        following = tuple(islice(self.notifications, 1, count + 1))
+        self.current += following
+        return following
 
     def remove(self, entry_id: str) -> None:
         (self.replies if entry_id in self.replies else self.notifications).remove(entry_id)
@@ -157,7 +168,7 @@ class ChatQueues:
     def withdraw(self, chat_id: int, entry_id: str) -> bool:
         """Remove a message from its queue; False when it is in flight or not there."""
         queue = self._queues.get(chat_id)
-        if queue is None or queue.current == entry_id or entry_id not in (*queue.replies, *queue.notifications):
+        if queue is None or entry_id in queue.current or entry_id not in (*queue.replies, *queue.notifications):
             return False
         queue.remove(entry_id)
         return True
@@ -216,7 +227,7 @@ class ChatQueues:
         self.in_flight[queue.chat_id] = now
         self._one_more_at = now + RAMP_SECONDS
         queue.counted = strangers
-        queue.current = queue.head()
+        queue.current = (queue.head(),)
         return queue
 
     def ended(self, queue: ChatQueue, now: float) -> None:
@@ -226,7 +237,7 @@ class ChatQueues:
         del self.in_flight[queue.chat_id]
         self._strangers_in_flight -= queue.counted
         self._one_more_at = now
-        queue.current = None
+        queue.current = ()
         queue.scheduled = False
         self._schedule(queue)
 

@@ -182,7 +182,7 @@ def _form(handler: Handler, file) -> tuple[dict, str]:
         raise Problem(400, "photo is missing")
     if file.tell() > MAX_PHOTO_BYTES:
         raise Problem(413, f"the photo is over {MAX_PHOTO_BYTES} bytes")
-    for field in ("silent", "wait", "buttons"):
+    for field in ("silent", "alone", "wait", "buttons"):
         with suppress(ValueError, KeyError):
             fields[field] = bounded_json.loads(fields[field].encode(), MAX_JSON_BYTES, MAX_JSON_ITEMS)
     return fields, name
@@ -197,10 +197,11 @@ def _message(fields: dict, body_name: str) -> dict:
     if body_name == "caption" and body is None:
         body = _text(fields, "text")
     message = {"title": _text(fields, "title") or "", "text": body or "", "parse_mode": parse_mode}
-    if fields.get("silent") is not None:
-        if not isinstance(fields["silent"], bool):
-            raise Problem(400, "silent must be true or false")
-        message["silent"] = fields["silent"]
+    for name in ("silent", "alone"):
+        if fields.get(name) is not None:
+            if not isinstance(fields[name], bool):
+                raise Problem(400, f"{name} must be true or false")
+            message[name] = fields[name]
     if fields.get("buttons"):
         message["buttons"] = _buttons(fields["buttons"])
     return message

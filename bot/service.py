@@ -111,7 +111,8 @@ class Service:
         self.metrics = Metrics()
         self.recipients = Recipients(self.links, Desktop(settings.ws_socket))
         strangers = Strangers(self.recipients.is_linked)
-        self.delivery = Delivery(self.outbox, self._api, self.recipients, self.metrics, settings.max_age, strangers)
+        self.delivery = Delivery(self.outbox, self._api, self.recipients, self.metrics, settings.max_age, strangers,
+                                 settings.join)
         self.replies = Replies(self.outbox, self.delivery)
         self.runs = Runs(settings.scripts_dir, settings.state_dir, self.replies)
         self.invites = Invites(settings.state_dir, self.links)

@@ -6,7 +6,9 @@ import time
 from collections import Counter
 
 from bot.receipt import Outcome, Receipt
-from common.clock import age
+from common.clock import EARLIEST, age
+
+LATE_SECONDS = 900  # after which a message says when it was written
 
 
 class Waiting:
@@ -36,6 +38,14 @@ class Waiting:
     def age(self, entry_id: str) -> float:
         """Seconds since a message was accepted."""
         return time.monotonic() - self._since[entry_id][0]
+
+    def mark_late(self, entry: dict) -> None:
+        """Set `late_since` of a notification that has waited long, before any of it was sent."""
+        waited = self.age(entry["id"])
+        if entry["accepted_at"] >= EARLIEST:
+            waited = max(waited, entry.get("retried_at", 0) - entry["accepted_at"])
+        if entry["part"] == 0 and not entry["reply"] and waited > LATE_SECONDS:
+            entry["late_since"] = time.time() - waited
 
     def oldest_age(self) -> float:
         """The age of the oldest message; 0 where there is none."""

@@ -18,8 +18,8 @@ WEB_SOCKET = "/run/notify-bot/web.sock"
 DATA_DIR = "/data/notifications"
 
 BotSettings = namedtuple("BotSettings", "api_url data_dir state_dir bot_socket web_socket has_own_web_socket "
-                                        "scripts_dir ws_socket site_name site_url max_age keep_sent keep_failed")
-BotSettings.__doc__ = """The service's: paths; `max_age` in seconds, `keep_sent` and `keep_failed` in days."""
+                                        "scripts_dir ws_socket site_name site_url max_age join keep_sent keep_failed")
+BotSettings.__doc__ = """The service's: paths; `max_age` in seconds, `join` a bool, the rest in days."""
 
 PageSettings = namedtuple("PageSettings", "data_dir web_socket usernames domains group site_name site_url "
                                           "frame_ancestors")
@@ -40,6 +40,7 @@ def bot_settings(environment) -> BotSettings:
         site_name=environment.get("NOTIFY_SITE_NAME") or os.uname().nodename,
         site_url=environment.get("NOTIFY_SITE_URL", ""),
         max_age=_positive(environment, "NOTIFY_MAX_AGE", "seconds", 86400),
+        join=_switch(environment, "NOTIFY_JOIN", True),
         keep_sent=_positive(environment, "NOTIFY_KEEP_SENT", "days", 3),
         keep_failed=_positive(environment, "NOTIFY_KEEP_FAILED", "days", 30))
     if not re.match(r"https?://[^/\s]+", settings.api_url):
@@ -74,6 +75,13 @@ def version() -> str:
 def without_case(text: str) -> str:
     """The text with A to Z as a to z and all else as it is: str.lower makes a plain k of the Kelvin sign."""
     return text.encode("utf-8", "surrogatepass").lower().decode("utf-8", "surrogatepass")
+
+
+def _switch(environment, name: str, default: bool) -> bool:
+    value = environment.get(name) or str(int(default))
+    if value not in ("0", "1"):
+        raise Problem(500, f"{name} must be 0 or 1")
+    return value == "1"
 
 
 def _positive(environment, name: str, unit: str, default: int) -> int:

@@ -332,6 +332,6 @@ def test_an_error_after_a_message_was_recorded_leaves_nothing_of_it(tmp_path):
     delivery._enqueue(entry)
     queue.notifications.append("ab")
     with pytest.raises(RuntimeError):
-        delivery._succeeded(queue, entry, True, [1])
+        delivery._succeeded(queue, [entry], True, [1])
     assert delivery._unrecorded == {} and outbox.find("ab") == "sent"
     outbox.close()

@@ -55,8 +55,8 @@ def test_depth_is_bounded_and_brackets_in_a_text_are_not_counted(pair):
     assert bounded_json.loads(b'{"text": "%s"}' % text, 1 << 20, 2) == {"text": text.decode()}
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b'"', b'{"a": "\\', b"[}", b"]" * 101, b"}" * 101, b"\xff", "[]".encode("utf-16"), b"9" * 5000,
-                                  '"\ud83d"'.encode("utf-8", "surrogatepass")])
+@pytest.mark.parametrize("data", [b"", b"{", b'"', b'{"a": "\\', b"[}", b"]" * 101, b"}" * 101, b"\xff",
+                                  "[]".encode("utf-16"), b"9" * 5000, '"\ud83d"'.encode("utf-8", "surrogatepass")])
 def test_what_is_no_json_in_utf_8_is_an_error(data):
     with pytest.raises(ValueError):
         bounded_json.loads(data, 1 << 20, ITEMS)

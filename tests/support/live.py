@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pwd
+import re
 import signal
 import socket
 import struct
@@ -41,6 +42,12 @@ def until(condition, seconds=10, what=None):
             raise AssertionError(f"not within {seconds} s: {what or condition}")
         time.sleep(0.02)
     return value
+
+
+def parts_of(text):
+    """The texts in a joined message, which have no empty line; or the one text."""
+    heading, _, joined = text.partition("\n\n")
+    return joined.split("\n\n") if re.fullmatch(r"\d+ notifications", heading) else [text]
 
 
 def png(width=60, height=40):
@@ -231,7 +238,9 @@ class Telegram:
         return [message for message in messages if message.get("from", {}).get("is_bot", True)]
 
     def texts(self, chat_id):
-        return [message.get("text", message.get("caption", "")) for message in self.messages(chat_id)]
+        """The texts of the bot in a chat, in order, those of a joined message one by one."""
+        return [part for message in self.messages(chat_id)
+                for part in parts_of(message.get("text", message.get("caption", "")))]
 
     def wait_for(self, chat_id, count=1, seconds=10):
         return until(lambda: len(self.messages(chat_id)) >= count and self.messages(chat_id), seconds,
