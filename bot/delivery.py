@@ -15,6 +15,7 @@ from bot.calls import Calls, next_step
 from bot.failures import MAX_BACKOFF_SECONDS, Failures, Floods, backoff, delay_left, is_gone
 from bot.joined import MAX_JOINED, Joined, can_join
 from bot.metrics import Metrics
+from bot.outage import Outage
 from bot.outbox import CorruptEntry, Outbox
 from bot.pacing import ChatQueue, ChatQueues
 from bot.receipt import Outcome, Receipt
@@ -26,7 +27,6 @@ from bot.workers import Workers
 
 log = logging.getLogger("delivery")
 
-TOKEN_RETRY_SECONDS = 60
 DISK_RETRY_SECONDS = 5
 JOIN_SECONDS = 0.5  # a text that has waited so long takes those behind it along
 EXPIRE_SECONDS = 30  # between two checks of delayed chats for messages that are too old
@@ -48,7 +48,7 @@ class Delivery:
         self._queues = ChatQueues()
         self.replies = self._queues.replies
         self._wakes_at = 0.0
-        self._outages = 0  # calls in a row that did not reach Telegram
+        self._outage = Outage(self._queues, api)
         self._failures = Failures()
         self._floods = Floods()
         self._stopping = False
@@ -60,7 +60,6 @@ class Delivery:
         self.queued = self._waiting.count
         self._unrecorded: dict[str, tuple[bool, list]] = {}  # was it the last call, Telegram's message_ids
         self._scheduler = threading.Thread(target=self._schedule, name="delivery", daemon=True)
-        self._problem: tuple[float, str] | None = None  # its time (monotonic)
         self.last_delivery: float | None = None
         self.beat = time.monotonic()
 
@@ -85,9 +84,8 @@ class Delivery:
 
     @property
     def problem(self) -> str | None:
-        """The reason Telegram takes nothing now; None once a call of any kind has succeeded since."""
-        problem = self._problem
-        return problem[1] if problem and problem[0] > self._api.succeeded_at else None
+        """The reason Telegram takes nothing now."""
+        return self._outage.problem
 
     def oldest_age(self) -> float:
         """Seconds since the oldest message of the queue was accepted; 0 when it is empty."""
@@ -149,16 +147,20 @@ class Delivery:
         return seconds
 
     def _schedule(self) -> None:
-        with self._changed:
-            expired = time.monotonic()
-            while not self._stopping:
+        expired, probes_in = time.monotonic(), float("inf")
+        while not self._stopping:
+            if probes_in <= 0:
+                self._outage.probe()
+            with self._changed:
                 if time.monotonic() - expired >= EXPIRE_SECONDS:
                     expired = time.monotonic()
                     self._queues.wake(self._is_too_old)
-                seconds = self._dispatch()
+                probes_in = self._outage.seconds_to_probe()
+                seconds = min(probes_in, self._dispatch())
                 self.beat = time.monotonic()
                 self._wakes_at = self.beat + seconds
-                self._changed.wait(seconds)
+                if seconds > 0 and not self._stopping:
+                    self._changed.wait(seconds)
 
     def _work_once(self, queue: ChatQueue) -> ChatQueue | None:
         """Send from a queue. Returns the next queue, if one may send now."""
@@ -280,14 +282,11 @@ class Delivery:
             self._queues.in_flight[chat_id] += seconds
 
     def _succeeded(self, queue: ChatQueue, entries: list, last: bool, message_ids: list) -> None:
-        if self._problem:
-            log.warning("Telegram answers again; %d messages are queued", self.queued())
-        self._problem = None
-        self._outages = queue.failures = 0
+        queue.failures = 0
         with self._changed:
+            self._outage.delivered(self.queued())
             for entry in entries:
                 self._failures.succeeded(entry["id"], time.monotonic())
-        self._queues.one_at_a_time = False
         self.last_delivery = time.time()
         self._unrecorded.update({entry["id"]: (last, message_ids) for entry in entries})
         for entry in entries:
@@ -320,31 +319,20 @@ class Delivery:
         if error.unknown:
             self._metrics.count("unknown")
             log.warning("%s: %s; it may have been delivered and is sent again", entry["id"], error)
-        queue.failures += 1
-        queue.delayed_until = (now := time.monotonic()) + backoff(queue.failures)
+            queue.failures += 1
+            queue.delayed_until = time.monotonic() + backoff(queue.failures)
+        now = time.monotonic()
         with self._changed:
             # A failed connection is no sign of a bad message, and calls to strangers are no sign of anything.
             general = not error.unknown or (
                 not queue.stranger
                 and self._failures.failed(entry["id"], queue.chat_id, now, self._api.succeeded_at))
             if general:
-                self._pause_for_telegram(error)
+                self._outage.unreachable(error, self.queued())
             else:
-                self._outages, self._queues.one_at_a_time = 0, False
+                self._outage.not_general()
         if not general:
             self._fails_alone(queue, entries, error)
-
-    def _pause_for_telegram(self, error: TelegramUnreachable) -> None:
-        if self._outages == 0:
-            log.warning("Telegram cannot be reached (%s); %d messages wait", error, self.queued())
-        self._outages += 1
-        self._pause(backoff(self._outages), f"Telegram cannot be reached: {error}")
-
-    def _pause(self, seconds: float, problem: str) -> None:
-        now = time.monotonic()
-        self._problem = now, problem
-        self._queues.one_at_a_time = True
-        self._queues.pause(now + seconds)
 
     def _fails_alone(self, queue: ChatQueue, entries: list, error: TelegramUnreachable) -> None:
         """Handle a message that fails while others succeed: send its text ahead of its picture, give it up at last."""
@@ -403,17 +391,10 @@ class Delivery:
         try:
             self._api.call("getMe")
         except (TelegramError, TelegramUnreachable):
-            self._pause_for_token(error)
+            with self._changed:
+                self._outage.wrong_token(error, self.queued())
         else:
             self._give_up(queue, entries, error.description)
-
-    def _pause_for_token(self, error: TelegramError) -> None:
-        problem = f"Telegram refuses the bot token: {error.description}"
-        if self._problem is None or self._problem[1] != problem:
-            log.critical("Telegram refuses the bot token (%s): put the right one in place and restart "
-                         "notify-bot.service; %d messages wait", error.description, self.queued())
-        with self._changed:
-            self._pause(TOKEN_RETRY_SECONDS, problem)
 
     def _readdress(self, queue: ChatQueue, entry: dict, chat_id: int) -> None:
         entry["chat_id"] = chat_id

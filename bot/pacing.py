@@ -188,6 +188,10 @@ class ChatQueues:
         """Start no call before `until`."""
         self._paused_until = max(self._paused_until, until)
 
+    def resume(self) -> None:
+        """End a pause."""
+        self._paused_until = 0.0
+
     def slow_down(self) -> None:
         """Lower the rate of the bot as a whole."""
         self._window.slow_down()
