@@ -12,7 +12,7 @@ LATE_SECONDS = 900  # after which a message says when it was written
 
 
 class Waiting:
-    """What waits, by ID. Nothing here locks but that counts may be read at any time."""
+    """Messages by ID. Nothing here locks; counts may be read at any time."""
 
     def __init__(self):
         self._since: dict[str, tuple[float, str | None]] = {}  # time of acceptance (monotonic), user

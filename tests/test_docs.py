@@ -64,7 +64,8 @@ def test_the_administrator_is_told_every_setting():
     for setting, value in (("NOTIFY_DATA_DIR", defaults.data_dir), ("NOTIFY_SCRIPTS_DIR", defaults.scripts_dir),
                            ("NOTIFY_WS_SOCKET", defaults.ws_socket), ("NOTIFY_BOT_SOCKET", defaults.bot_socket),
                            ("NOTIFY_STATE_DIR", defaults.state_dir), ("NOTIFY_KEEP_SENT", defaults.keep_sent),
-                           ("NOTIFY_KEEP_FAILED", defaults.keep_failed), ("NOTIFY_MAX_AGE", defaults.max_age)):
+                           ("NOTIFY_KEEP_FAILED", defaults.keep_failed), ("NOTIFY_MAX_AGE", defaults.max_age),
+                           ("NOTIFY_JOIN", int(defaults.join))):
         assert rows[setting] == f"`{value}`"
 
 

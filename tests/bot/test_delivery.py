@@ -198,6 +198,21 @@ def test_a_corrupt_entry_is_set_aside_and_blocks_nothing(bot, telegram):
     until(lambda: bot.outbox() == [])
 
 
+def test_while_messages_wait_telegram_is_asked_if_it_is_back_and_not_sent_copies(bot, telegram):
+    """The long poll hangs and says nothing."""
+    telegram.control("faults", action="cut_before")
+    for user in (ME, "u2", "u3"):
+        bot.send("m 1", user=user, wait=0)
+    until(lambda: telegram.stats()["faults"].get("cut_before", 0) and "cannot be reached" in bot.log)
+    asked = telegram.stats()["calls"]
+    until(lambda: telegram.stats()["calls"]["getMe"] >= asked.get("getMe", 0) + 5, 12)
+    tried = telegram.stats()["calls"]["sendMessage"] - asked["sendMessage"]
+    assert tried <= 4
+    telegram.control_delete("faults")
+    until(lambda: all(arrived(telegram, chat) for chat in (1, 2, 3)), 3)
+    assert telegram.stats()["calls"]["getUpdates"] <= asked["getUpdates"] + 1
+
+
 def test_a_long_message_goes_on_where_a_kill_stopped_it(bot, telegram):
     text = "".join(f"m {number} {'x' * 90}\n" for number in range(400))
     telegram.control("faults", action="delay", method="sendMessage", seconds=0.4)
