@@ -1,4 +1,4 @@
-"""Delivers messages from the outbox to Telegram, one call at a time in a chat; handles every Bot API response.
+"""Delivers messages from the outbox, one call at a time in a chat; handles each response; gives up what is too old.
 
 A worker calls Telegram for the message at the head of a chat queue (pacing.py), then takes the next queue. The
 scheduler dispatches chats whose delay has expired. A message leaves its queue once its outcome is on disk.

@@ -38,7 +38,7 @@ def decode(data: bytes, entry_id: str | None = None) -> dict:
     if not isinstance(known, str) or not _ID.fullmatch(known) or entry_id not in (None, known):
         raise CorruptEntry("it is not the entry of a message")
     for field, kind in _SHAPE.items():
-        if not isinstance(entry.get(field), kind):
+        if not isinstance(entry.setdefault(field, None), kind):
             raise CorruptEntry(f"{field} is missing or of the wrong type")
     entry.pop("open", None)  # of the journal
     return entry

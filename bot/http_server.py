@@ -1,4 +1,4 @@
-"""HTTP/1.1 server over AF_UNIX that knows who is calling.
+"""HTTP/1.1 server over AF_UNIX that knows who calls, and bounds connections, bodies and the time of a request.
 
 A connection has a thread for itself, and both are bounded: so many in all, so many for one user, so long for a
 request to arrive. A client that trickles its bytes holds its own connection until the deadline and nothing else.
@@ -319,6 +319,7 @@ class Server:
                 if descriptor == self._listener.fileno():
                     self._accept()
         with self._changed:
+            os.close(self._wakes)
             self._wakes = None
             self._changed.notify_all()
 

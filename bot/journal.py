@@ -70,7 +70,7 @@ class Journal:
     def load(self):
         """`(place, line)` of each line that is not closed, in order; one that a crash has cut is in pieces, which are
         no JSON objects."""
-        for path in sorted(self._folder.glob("*.jsonl")):
+        for path in sorted(path for path in self._folder.glob("*.jsonl") if path.stem.isdecimal()):
             number = self._last = int(path.stem)
             segment = self._segments[number] = _Segment(path)
             with open(path, "rb") as file:
@@ -156,20 +156,21 @@ class Journal:
         return line[:line.index(b"\n") + 1] if b"\n" in line else line
 
     def close_line(self, place: int) -> None:
-        """The message of a line has left the queue, which `remove_closed` makes durable."""
-        self._overwrite(place, len(OPEN) - 2, CLOSED[-2:-1])
+        """The message of a line has left the queue, which `remove_closed` makes durable. Closed again it stays so."""
+        self._overwrite(place, OPEN, CLOSED)
 
-    def clear_line(self, place: int, size: int) -> None:
+    def clear_line(self, place: int, line: bytes) -> None:
         """Overwrite what is no whole line, or was never accepted."""
-        self._overwrite(place, 0, b"\n" * size)
+        self._overwrite(place, line, b"\n" * len(line))
 
-    def _overwrite(self, place: int, offset: int, data: bytes) -> None:
+    def _overwrite(self, place: int, before: bytes, after: bytes) -> None:
         number, start = divmod(place, 1 << _SHIFT)
         with self._lock:
-            segment = self._segments[number]
-            _write(segment.descriptor, data, start + offset)
-            segment.open -= 1
-            self._closed.add(number)
+            segment = self._segments.get(number)
+            if segment and os.pread(segment.descriptor, len(before), start) == before:
+                _write(segment.descriptor, after, start)
+                segment.open -= 1
+                self._closed.add(number)
 
     def remove_closed(self, begin_anew: bool = False) -> None:
         """Make it durable which lines are closed, and remove the segments without an open one. The next line begins a

@@ -7,9 +7,9 @@
     outbox/sent/DAY.jsonl   a line for each message that was delivered on that day (history.py)
     outbox/corrupt/         what could not be read, as it was
 
-Where a crash leaves a message in two of them, `load` keeps the one that was written later. The ID of a message with an
-Idempotency-Key comes from the key, and is used for no other message while this one is here. The order in which messages
-were accepted, or tried again, is in `sequence`, which never goes back.
+Where a crash leaves a message in two of them, the one that was written later counts. The ID of a message with an
+Idempotency-Key comes from the key, and is used for no other while this one is here. `sequence`, which never goes back,
+is the order in which messages were accepted, or tried again.
 """
 
 from __future__ import annotations
@@ -109,10 +109,9 @@ class Outbox:
     def _load_failed(self) -> set[str | None]:
         """Read what failed. The names of its pictures."""
         pictures = set()
+        for path in self._failed.glob(".*"):
+            path.unlink()  # half of a write
         for path in self._failed.iterdir():
-            if path.name.startswith("."):
-                path.unlink()  # half of a write
-                continue
             try:
                 entry = read_entry(path, path.stem)
                 self._keep(entry, path.stat().st_size, None)
@@ -129,14 +128,13 @@ class Outbox:
                 entry = decode(line if line.startswith(OPEN) else b"")
             except CorruptEntry as error:
                 self._set_aside(f"{place:x}.json", str(error), line)
-                self._journal.clear_line(place, len(line))
+                self._journal.clear_line(place, line)
                 continue
             kept = self._accounts.get(entry["id"])
             if kept and kept.sequence >= entry["sequence"] and kept.failed:
                 self._journal.close_line(place)
                 continue
-            if kept:
-                self._forget(entry["id"], kept)
+            if kept and kept.failed:
                 (self._failed / f"{entry['id']}.json").unlink(missing_ok=True)
             self._keep(entry, len(line), place)
             queued[entry["id"]] = {name: entry[name] for name in _HEAD if name in entry}
@@ -252,7 +250,7 @@ class Outbox:
         except OSError:
             # It may be there, and the next start would deliver it.
             with suppress(OSError):
-                self._journal.clear_line(place, len(line))
+                self._journal.clear_line(place, line)
             raise
         return place
 
@@ -280,9 +278,8 @@ class Outbox:
 
     def save(self, entry: dict) -> None:
         """Keep the progress of an entry of the queue. Raises OSError."""
-        line, before = _line(entry), self._accounts.get(entry["id"])
+        line = _line(entry)
         self._keep(entry, len(line), self._append(line))
-        self._journal.close_line(before.place)
 
     def delivered(self, entry: dict, message_ids: list[int]) -> None:
         """Write down that an entry was sent, and remove it. Raises OSError, and may be called again then."""
@@ -300,15 +297,16 @@ class Outbox:
         """Move an entry to what was refused for good; without its picture where the chat is gone (404, 409). Raises
         OSError; calling it again is harmless."""
         entry["reason"], entry["code"] = reason, code
-        kept, unused = self._accounts.get(entry["id"]), None
+        unused = None
         if code in (404, 409) and entry["message"].pop("photo", None):
             unused, entry["picture"] = entry["picture"], None
             text = entry["message"].get("text")
             entry["message"]["text"] = f"{text}\n\n{_LOST_PICTURE}" if text else _LOST_PICTURE
         data = encode(entry)
         write_atomic(self._failed / f"{entry['id']}.json", data, MODE)
-        self._forget(entry["id"], kept, unused)
         self._keep(entry, len(data), None)
+        if unused:
+            self._unused.append(unused)
         for oldest in self._accounts.failed(entry["user"])[:-MAX_FAILED]:
             self._give_up_failed(oldest)
 
@@ -361,17 +359,20 @@ class Outbox:
         picture = None
         with suppress(CorruptEntry):
             picture = self._read(entry_id, kept)["picture"]
-        self._forget(entry_id, kept, picture)
         if kept.failed:
             (self._failed / f"{entry_id}.json").unlink(missing_ok=True)
             sync_directory(self._failed)
         else:
+            self._journal.close_line(kept.place)
             self._journal.remove_closed()
+        self._forget(entry_id, kept, picture)
         return True
 
     def set_aside(self, entry_id: str, reason: str) -> None:
         """Take an entry of the queue that cannot be sent out of the way, as it is."""
         kept = self._accounts.get(entry_id)
+        if kept is None:
+            return
         with suppress(FileNotFoundError, CorruptEntry):
             line = self._journal.read(kept.place)
             self._set_aside(f"{entry_id}.json", reason, line)
@@ -416,11 +417,14 @@ class Outbox:
             raise OutboxError(f"the outbox cannot be read: {error.strerror}") from error
 
     def _keep(self, entry: dict, size: int, place: int | None) -> None:
-        """Count a message, with its picture."""
+        """A message is there now, and no more where it was; it is counted with its picture."""
+        before = self._accounts.get(entry["id"])
         if entry["picture"]:
             with suppress(FileNotFoundError):
                 size += (self._pictures / entry["picture"]).stat().st_size
         self._accounts.keep(entry, size, place)
+        if before and not before.failed:
+            self._journal.close_line(before.place)
 
     def _forget(self, entry_id: str, kept: Kept, picture: str | None = None) -> None:
         """A message is not where it was; its picture, where nothing refers to it any more, goes with the next sync."""

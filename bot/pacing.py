@@ -48,7 +48,8 @@ class Pace:
 
     def at_once(self, now: float) -> int:
         """The number of calls that may be made now, one after another."""
-        return min(self._burst, int((now - self._next) / self._current) + self._burst) if self._current else self._burst
+        left = (now - self._next) // self._current if self._current else 0
+        return min(self._burst, int(left) + self._burst)
 
     def take(self, now: float) -> None:
         self._next = max(now, self._next) + self._current

@@ -1,4 +1,4 @@
-"""The send API and the limits of what it takes: POST /send, POST /send_photo, GET /health, GET /metrics.
+"""The send API and its fields: POST /send, POST /send_photo, GET /health, GET /metrics.
 
 The kernel says who calls (SO_PEERCRED, unix(7)), never the body. The answer comes when a message is on disk (202) or in
 the chat (200); after either the caller need not send it again.

@@ -13,10 +13,11 @@ from contextlib import suppress
 
 from common import bounded_json
 from common.jsonstore import StoreError
-from common.links import LinkError, Links, uid_of
+from common.links import LinkError, Links
 from common.problem import Problem
 from common.settings import PageSettings
 from webapp.lockout import Lockout
+from webapp.login import uid_of_login
 
 AWAY = "The notification service is not answering just now. Try again in a minute."
 AWAY_SECONDS = "10"
@@ -47,10 +48,7 @@ def check(settings: PageSettings, user: str, sent: dict) -> tuple[int, dict]:
 
 
 def verify(settings: PageSettings, user: str, sent: dict) -> tuple[int, dict]:
-    links, uid = Links(settings.data_dir), uid_of(user)
-    if uid is None:  # the login was checked a moment ago, so the directory of accounts has gone away
-        raise Problem(503, "Your account cannot be looked up just now. Try again in a minute.",
-                      {"Retry-After": AWAY_SECONDS})
+    links, uid = Links(settings.data_dir), uid_of_login(user)
     _judged(settings, user, sent, lambda code: links.redeem(code, user, uid))
     link = links.of_user(user)
     return 200, {"ok": True, "message": f"Linked to {_name(link and link.name)}."}

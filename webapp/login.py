@@ -13,6 +13,7 @@ import pwd
 import re
 
 from common.jsonstore import JsonStore, StoreError
+from common.links import uid_of
 from common.problem import Problem
 from common.settings import PageSettings, without_case
 
@@ -37,6 +38,14 @@ def logged_in(environ: dict, settings: PageSettings) -> str:
         if _domain(login) in settings.domains:
             _require_organisation(environ, kind, settings.domains)
     return _analyst(_account_name(login, settings), settings.group)
+
+
+def uid_of_login(user: str) -> int:
+    """The uid of an account that `logged_in` has found. Raises Problem (503) where its directory has gone away since."""
+    uid = uid_of(user)
+    if uid is None:
+        raise Problem(503, "Your account cannot be looked up just now. Try again in a minute.", {"Retry-After": "10"})
+    return uid
 
 
 def _domain(address: str) -> str:
