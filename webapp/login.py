@@ -41,7 +41,7 @@ def logged_in(environ: dict, settings: PageSettings) -> str:
 
 
 def uid_of_login(user: str) -> int:
-    """The uid of an account that `logged_in` has found. Raises Problem (503) where its directory has gone away since."""
+    """The uid of an account that `logged_in` has found. Raises Problem (503) where its directory is away now."""
     uid = uid_of(user)
     if uid is None:
         raise Problem(503, "Your account cannot be looked up just now. Try again in a minute.", {"Retry-After": "10"})
