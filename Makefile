@@ -14,6 +14,7 @@ help:
 	@echo "make test        prepare what the tests need, run them all (as root: on a booted machine too)"
 	@echo "make bench       measure it, next to its floors and a service on aiohttp; BENCH_ARGS=--help has the options"
 	@echo "make chaos       campaigns that kill, starve and confuse it, long; SEED=, CAMPAIGN=, ROUNDS="
+	@echo "make crashes     the outbox in every state after a crash; CRASHES_ARGS=--help has the options"
 	@echo "make install     install below PREFIX ($(PREFIX)), configuration below /etc; DESTDIR is honoured"
 	@echo "make uninstall   remove what was installed; settings and data are kept"
 
@@ -41,7 +42,11 @@ chaos:
 	@PATH="$$PATH:/usr/sbin:/sbin" PYTHONPATH=.:tests:tests/support .venv-test/bin/python -m chaos $(CAMPAIGN) --long \
 		$(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
+crashes:
+	@PYTHON=$(PYTHON) tests/prepare.sh
+	@PYTHONPATH=.:tests:tests/support .venv-test/bin/python -m crashes $(CRASHES_ARGS)
+
 clean:
 	rm -rf .venv-test .venv-bench .pytest_cache .ruff_cache .hypothesis
 
-.PHONY: help demo install uninstall test chaos bench clean
+.PHONY: help demo install uninstall test chaos crashes bench clean

@@ -359,12 +359,12 @@ class Outbox:
         picture = None
         with suppress(CorruptEntry):
             picture = self._read(entry_id, kept)["picture"]
+        if not kept.failed:
+            self._journal.close_line(kept.place)
+        self._journal.remove_closed()  # also a line of what has failed since, which would be queued again
         if kept.failed:
             (self._failed / f"{entry_id}.json").unlink(missing_ok=True)
             sync_directory(self._failed)
-        else:
-            self._journal.close_line(kept.place)
-            self._journal.remove_closed()
         self._forget(entry_id, kept, picture)
         return True
 
