@@ -83,6 +83,6 @@ def test_the_bytes_of_a_message_that_changes_are_free_at_no_moment():
     kept_on_disk = Accounts()
     kept_on_disk.bytes = Watched(accounts.MAX_BYTES)
     entry = {"id": "ab", "user": "alice", "sequence": 1, "accepted_at": 1.0}
-    kept_on_disk.keep(entry, 500)
-    kept_on_disk.keep(entry | {"reason": "no"}, 520)
+    kept_on_disk.keep(entry, 500, 1)
+    kept_on_disk.keep(entry, 520, None)
     assert least == [520] and kept_on_disk.bytes.used("alice") == 520
