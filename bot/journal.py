@@ -11,6 +11,7 @@ its own, so nothing follows a line that a crash cut short.
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import threading
 from contextlib import suppress
@@ -73,12 +74,12 @@ class Journal:
         for path in sorted(path for path in self._folder.glob("*.jsonl") if path.stem.isdecimal()):
             number = self._last = int(path.stem)
             segment = self._segments[number] = _Segment(path)
-            with open(path, "rb") as file:
-                for line in file:
-                    start, segment.end = segment.end, segment.end + len(line)
-                    if line != b"\n" and not line.startswith(CLOSED):
-                        segment.open += 1
-                        yield number << _SHIFT | start, line
+            lines, start = io.BytesIO(path.read_bytes().rstrip(b"\n") + b"\n"), 0
+            for line in lines:
+                if line != b"\n" and not line.startswith(CLOSED):
+                    segment.open += 1
+                    yield number << _SHIFT | start, line
+                start += len(line)
 
     def append(self, line: bytes) -> int:
         """Write a line, which `sync` makes durable; its place. Where it raises, nothing of the line stays."""

@@ -32,7 +32,9 @@ def peak(bot):
 def test_memory_at_the_worst(tmp_path):
     bot = Bot(tmp_path, "http://127.0.0.1:9")
     bot.users(**{user: number for number, user in enumerate((ME, "alice", "bob", "carol"), 1)})
-    write_waiting(bot.state / "outbox", *large(0, ME))
+    waiting = large(0, ME)
+    for number in range(0, 200, 4):  # as many as a segment holds
+        write_waiting(bot.state / "outbox", *waiting[number:number + 4])
     for number, user in enumerate(("alice", "bob", "carol"), 1):
         for failed in large(1000 * number, user, reason="no", code=502):
             write_failed(bot.state / "outbox", failed)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from live import parts_of
+
 # Within which the bot has written down that a call was answered, on a machine that does much else: ten times what was
 # seen there, and half of the time until the next call of a chat that is always served.
 RECORDED_SECONDS = 0.5
@@ -9,11 +11,17 @@ RECORDED_SECONDS = 0.5
 
 @dataclass
 class Call:
-    """A call that carries a message. `answered` is when its answer had been written whole (time.monotonic)."""
+    """A call that carries a text, perhaps of several messages. `answered` is when its answer had been written whole
+    (time.monotonic)."""
 
     chat: int
     text: str
     answered: float | None = None
+
+    @property
+    def texts(self):
+        """What was sent: below a title or the time of a late message."""
+        return [part.split("\n")[-1] for part in parts_of(self.text)]
 
 
 def in_flight(calls, interrupted):

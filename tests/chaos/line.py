@@ -50,7 +50,7 @@ class Relay(http.server.BaseHTTPRequestHandler):
 
     def _call(self, body):
         chat, text = message_of(fields_of(self.headers["Content-Type"], body))
-        return self.server.line.called(chat, text.split("\n")[-1])
+        return self.server.line.called(chat, text)
 
     def _pass_on(self):
         """True when there was an answer and all of it has been passed on."""
@@ -158,11 +158,11 @@ class Line:
             last.recv(1)
         until(self._server.is_quiet, 10, "the connections of a bot that is gone have ended")
         with self._lock:
-            self._in_flight += [call for call in in_flight(self.calls, moment) if call.text in queued]
+            self._in_flight += [text for call in in_flight(self.calls, moment) for text in call.texts if text in queued]
             self.calls.clear()
 
     def may_be_copied(self):
         """How often each text was in flight when the bot was interrupted, or stayed without an answer."""
         with self._lock:
-            calls = self._in_flight + [call for call in self.calls if call.answered is None]
-        return Counter(call.text for call in calls)
+            unanswered = [text for call in self.calls if call.answered is None for text in call.texts]
+        return Counter(self._in_flight + unanswered)

@@ -134,9 +134,14 @@ def judge(result, tried, delivered, in_flight):
 
 
 def judge_order(result, user, texts):
-    """A copy may only follow its original at once, for it was in flight when the bot was interrupted."""
+    """Copies may only follow their originals at once, for these were in flight when the bot was interrupted: one, or
+    several in a joined message."""
     numbers = [int(text.rpartition(" ")[2]) for text in texts]
-    overtaken = sum(later < earlier for earlier, later in zip(numbers, numbers[1:], strict=False))
+    overtaken = 0
+    for place, number in enumerate(numbers[1:], 1):
+        if number < numbers[place - 1]:  # what follows repeats the end of what was there
+            original = max((start for start in range(place) if numbers[start] == number), default=None)
+            overtaken += original is None or numbers[original:place] != numbers[place:2 * place - original]
     result.count(overtaken=overtaken)
     result.expect(not overtaken, f"in the chat of {user} the order is {numbers}")
 

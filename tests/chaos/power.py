@@ -10,7 +10,6 @@ import os
 import random
 import time
 from collections import Counter
-from dataclasses import replace
 
 from chaos.calls import Call, in_flight
 from chaos.load import judge, read_ledger
@@ -119,13 +118,13 @@ def calls(host):
             call.answered = entry["answered"]
         else:
             boots[-1].append(Call(entry["chat"], entry["text"]))
-    return [[replace(call, text=call.text.split("\n")[-1]) for call in boot] for boot in boots]
+    return boots
 
 
 def delivered(boots):
     texts = {user: [] for user in USERS}
     for call in itertools.chain(*boots):
-        texts[USERS[call.chat - FIRST_CHAT]].append(call.text)
+        texts[USERS[call.chat - FIRST_CHAT]] += call.texts
     return texts
 
 
@@ -140,5 +139,5 @@ def at_the_cuts(result, boots, queues, cuts):
     if not result.expect(len(boots) == len(queues) == len(cuts) + 1, f"Telegram was started {len(boots)} times"):
         return Counter()
     # The clock is the kernel's, which the machine shares with us.
-    return Counter(call.text for boot, left, cut in zip(boots, queues[1:], cuts, strict=False)
-                   for call in in_flight(boot, cut) if call.text in left)
+    return Counter(text for boot, left, cut in zip(boots, queues[1:], cuts, strict=False)
+                   for call in in_flight(boot, cut) for text in call.texts if text in left)

@@ -1,6 +1,6 @@
 """crashes [--turns N] [--without N] [--seed N]: builds every state in which a crash can leave the outbox.
 
-Starts it there and judges what is in it. Exit status 1 where an accepted message is lost, or a delivered one comes back.
+Starts it there and judges it. Exit status 1 where an accepted message is lost, or a delivered one comes back.
 """
 
 import argparse

@@ -18,8 +18,8 @@ SAMPLES = 24
 PAGE = 512
 
 Call = namedtuple("Call", "kind path data")
-Call.__doc__ = """A change below the folder: `kind` is create, truncate, write (`data` is offset and bytes), name (`data` is
-the new path), unlink, mkdir, sync (of the file or folder `path`), or mark (`data` is the text)."""
+Call.__doc__ = """A change below the folder: `kind` is create, truncate, write (`data`: offset and bytes), name (`data`:
+the new path), unlink, mkdir, sync (of the file or folder `path`), or mark (`data`: the text)."""
 
 _LINE = re.compile(r"(\w+)\((.*)\)\s+= (-?\d+)(?:<(.*)>)?.*")
 _STRING = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')

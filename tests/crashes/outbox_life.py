@@ -4,6 +4,7 @@ A mark before and after each step that changes where a message is: `begin ID STA
 what was delivered before is durable.
 """
 
+import functools
 import os
 import sys
 import time
@@ -96,7 +97,7 @@ for turn in range(int(sys.argv[4])):
     step(e, "queued", lambda: box.requeue(e))  # noqa: B023
     deliver(e, c)
     if turn == 1:
-        time.time = lambda midnight=time.time() + DAY: midnight
+        time.time = functools.partial(float, time.time() + DAY)
     box.expire(time.time())
     sync()
 box.close()
