@@ -197,3 +197,29 @@ def test_a_joined_message_keeps_to_telegram_s_limits():
 def test_it_rings_unless_all_are_silent(silent):
     joined, _ = texts_of(*({"text": "x", "silent": is_silent} for is_silent in silent))
     assert joined.step().params.get("disable_notification", False) is all(silent)
+
+
+def test_a_message_of_another_person_does_not_go_along_to_a_chat_that_is_no_longer_theirs(bot, telegram):
+    """Other software may link one chat to two logins."""
+    telegram.person(2)
+    telegram.types(2, "hi")
+    until(lambda: telegram.messages(2))
+    bot.users(**{ME: CHAT, "u2": CHAT})
+    hold(telegram, bot)
+    for user, text in ((ME, "m 0"), (ME, "m 1"), ("u2", "secret"), (ME, "m 2"), (ME, "m 3")):
+        assert bot.send(text, user=user, wait=0).status_code == 202
+    bot.users(**{ME: CHAT, "u2": 2})
+    until(lambda: not bot.outbox(), 20)
+    assert telegram.texts(CHAT)[1:] == ["m 0", "m 1", "m 2", "m 3"] and telegram.texts(2)[1:] == ["secret"]
+
+
+def test_what_waits_follows_its_user_to_another_chat(bot, telegram):
+    telegram.person(2)
+    telegram.types(2, "hi")
+    until(lambda: telegram.messages(2))
+    hold(telegram, bot)
+    for number in range(5):
+        bot.send(f"m {number}", wait=0)
+    bot.users(**{ME: 2})
+    until(lambda: not bot.outbox(), 20)
+    assert telegram.texts(2)[1:] == [f"m {number}" for number in range(5)] and len(telegram.messages(CHAT)) == 1

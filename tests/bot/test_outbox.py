@@ -16,6 +16,7 @@ import pytest
 
 from bot import outbox as outbox_module
 from bot.history import History
+from bot.journal import OPEN, Journal
 from bot.outbox import OutboxError
 from live import CHECKOUT, PYTHON, until
 from outbox_files import entry, waiting, write_failed, write_waiting
@@ -333,6 +334,7 @@ import re, sys, time
 sys.path.insert(0, sys.argv[1])
 import pathlib
 from bot.history import History
+from bot.journal import OPEN, Journal
 began = time.process_time()
 history = History(pathlib.Path(sys.argv[2]))
 history.load({}, time.time())
@@ -506,3 +508,36 @@ def test_keys_of_a_clock_that_was_not_set_hold_over_a_restart(tmp_path, monkeypa
     again.expire(real() + 5 * 86_400, 3)
     assert not path.exists()
     again.close()
+
+
+def test_a_line_is_closed_once(tmp_path):
+    """Closed twice, its segment would go with a message that waits in it."""
+    journal = Journal(tmp_path)
+    first, second = journal.append(OPEN + b'"id":"aa"}\n'), journal.append(OPEN + b'"id":"bb"}\n')
+    for _ in range(2):
+        journal.close_line(first)
+    journal.remove_closed(begin_anew=True)
+    assert journal.read(second) == OPEN + b'"id":"bb"}\n'
+    journal.close_line(second)
+    journal.remove_closed()
+    assert not list(tmp_path.iterdir())
+    journal.close_line(second)
+    journal.close()
+
+
+def test_a_message_that_changes_its_place_is_found_at_every_moment(outbox, monkeypatch):
+    """Its key would be accepted again meanwhile."""
+    monkeypatch.setattr(outbox._accounts, "drop", lambda entry_id: pytest.fail("it is in no account now"))
+    add(outbox, "aa")
+    outbox.save({**outbox.read("aa"), "part": 1})
+    outbox.failed(outbox.read("aa"), 502, "no")
+    assert outbox.requeue("aa")["part"] == 1 and outbox.find("aa") == "queued"
+    monkeypatch.undo()
+    assert len(waiting(outbox.directory)) == 1
+
+
+def test_what_is_gone_is_set_aside_without_harm(outbox):
+    add(outbox, "aa")
+    assert outbox.discard("aa") and not outbox.discard("aa")
+    outbox.set_aside("aa", "odd")
+    assert not list((outbox.directory / "corrupt").iterdir())

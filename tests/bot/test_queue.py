@@ -192,6 +192,17 @@ def test_a_refusal_slows_a_pace_and_it_recovers():
     assert pace.ready_at() == 200.0 + 10 * 199 + 1.0
 
 
+def test_how_many_calls_a_pace_allows_at_once():
+    pace = Pace(1.0, 3)
+    found = [pace.at_once(0.0)]
+    for _ in range(3):
+        pace.take(0.0)
+        found.append(pace.at_once(0.0))
+    assert found == [3, 2, 1, 0]
+    assert [pace.at_once(now) for now in (0.9, 1.0, 2.5, 3.0, 99.0)] == [0, 1, 2, 3, 3]
+    assert Pace(0.0, 1).at_once(0.0) == 1
+
+
 def test_a_storm_in_one_chat_delays_no_other():
     queues = ChatQueues()
     for number in range(200):
