@@ -1,5 +1,5 @@
 #!/usr/bin/python3 -IS
-"""List and run the scripts of one account, as that account; limits of time, output, picture and number.
+"""List and run the scripts of one account, as that account, within limits; say when they last ran and are overdue.
 
 This file is the privilege boundary between the bot and an analyst's processes, so it imports nothing of the project
 and nothing from the environment. It gains no privilege and needs none: sudo or systemd (notify-scripts@USER.service)

@@ -4,7 +4,9 @@
     floors.py bare MODULE …              imports the modules, and answers one request after another on descriptor 3
     floors.py call HOST PORT PATH CHATS COUNT
                                          calls on one kept http.client connection
-    floors.py file FOLDER COUNT WRITERS  files made durable, by so many threads; none of them has written another's
+    floors.py append FOLDER COUNT WRITERS
+                                         lines made durable at the end of a file that was allocated before, by so many
+                                         threads, one fdatasync(2) each
 
 The last two print JSON: `cpu` seconds each, and `seconds`, how long each of them took.
 """
@@ -79,35 +81,28 @@ def call(host, port, path, chats, count):
     print(json.dumps({"cpu": (time.process_time() - cpu) / count, "seconds": seconds}))
 
 
-def durable(path, folder, data):
-    """One file made durable, as plainly as it can be."""
-    import os
-
-    descriptor = os.open(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    os.write(descriptor, data)
-    os.fsync(descriptor)
-    os.close(descriptor)
-    os.rename(f"{path}.tmp", path)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    os.fsync(descriptor)
-    os.close(descriptor)
-
-
-def file(folder, count, writers):
+def append(folder, count, writers):
     import json
+    import os
     import threading
     import time
 
-    data, seconds = b"x" * 300, []
+    line, seconds, lock = b"x" * 399 + b"\n", [], threading.Lock()
+    descriptor = os.open(f"{folder}/lines", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    os.write(descriptor, bytes(count * len(line)))
+    os.fsync(descriptor)
+    ends = iter(range(0, count * len(line), len(line)))
 
-    def write(writer):
-        for number in range(count // writers):
+    def write():
+        for _ in range(count // writers):
             begin = time.perf_counter()
-            durable(f"{folder}/{writer}-{number}", folder, data)
+            with lock:
+                os.pwrite(descriptor, line, next(ends))
+            os.fdatasync(descriptor)
             seconds.append(time.perf_counter() - begin)
 
     cpu = time.process_time()
-    threads = [threading.Thread(target=write, args=(writer,)) for writer in range(writers)]
+    threads = [threading.Thread(target=write) for _ in range(writers)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -124,7 +119,7 @@ def main():
     elif kind == "call":
         call(*arguments[:3], *map(int, arguments[3:]))
     else:
-        file(arguments[0], *map(int, arguments[1:]))
+        append(arguments[0], *map(int, arguments[1:]))
 
 
 if __name__ == "__main__":

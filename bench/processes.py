@@ -221,6 +221,21 @@ class Telegram:
         """Wait until so many messages have come. The service itself is not asked: that would be work, too."""
         until(lambda: self.stats()["sent"] >= count, 120, f"{count} messages have come", pause=0.05)
 
+    def quiet_since(self, seconds):
+        """Wait until nothing has come for so long; the time (time.perf_counter) at which the last message came."""
+        sent, since = self.stats()["sent"], time.perf_counter()
+        while time.perf_counter() - since < seconds:
+            time.sleep(0.02)
+            if (now := self.stats()["sent"]) != sent:
+                sent, since = now, time.perf_counter()
+        return since
+
+    def texts(self):
+        """The number of texts in all chats, those of joined messages one by one."""
+        answers = [self._call("GET", f"/sandbox/messages?chat_id={chat_id}") for chat_id in range(1, self.chats + 1)]
+        return sum(line.startswith("message ") for answer in answers for message in answer["messages"]
+                   for line in message.get("text", "").split("\n"))
+
     def calls(self, count):
         """The floor of a call: what `floors.py call` says."""
         return floor_result("call", self.host, self.port, f"/bot{TOKEN}/sendMessage", self.chats, count)
@@ -235,9 +250,10 @@ class Telegram:
 
 class Service(Server):
     """The bot, or what it is compared with (`kind` is bot or comparison), for the users u1, u2, …, whose chats have
-    those numbers. `linked` is how many users there are; those beyond the chats of `telegram` are never written to."""
+    those numbers. `linked` is how many users there are; those beyond the chats of `telegram` are never written to. What
+    waits is joined if it `joins`: in the other rows a message is a call."""
 
-    def __init__(self, place, telegram, kind, *arguments, linked=None, ready=True):
+    def __init__(self, place, telegram, kind, *arguments, linked=None, ready=True, joins=False):
         folder = place.new(kind)
         users = folder / "telegram_users.json"
         users.write_text(json.dumps({f"u{number}": {"chat_id": number, "linked_at": "2026-01-31T12:00:00Z",
@@ -252,7 +268,7 @@ class Service(Server):
             environment |= {"TELEGRAM_API_URL": telegram.url, "NOTIFY_DATA_DIR": str(folder),
                             "NOTIFY_STATE_DIR": str(folder / "state"),
                             "NOTIFY_SCRIPTS_DIR": str(folder / "scripts"), "NOTIFY_WS_SOCKET": str(folder / "ws"),
-                            "NOTIFY_BOT_SOCKET": str(folder / "api.sock")}
+                            "NOTIFY_BOT_SOCKET": str(folder / "api.sock"), "NOTIFY_JOIN": str(int(joins))}
         self.folder = folder
         super().__init__(folder, command, environment, ready, ("api", "web") if kind == "bot" else ("api",))
 

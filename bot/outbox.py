@@ -1,4 +1,4 @@
-"""Messages that were accepted: each is a line of the journal until it is sent, or refused for good.
+"""Accepted messages: queued, failed, kept for so many days or until there is no room; lines of the journal till sent.
 
     outbox/.lock            held by the one process that may change anything here
     outbox/journal/         accepted and not delivered; durable before the answer (journal.py)

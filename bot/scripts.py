@@ -1,4 +1,4 @@
-"""Requests to the analysts' notify-scripts: list the scripts, run one; and the report of overdue ones.
+"""Requests to the analysts' notify-scripts: list scripts, run some at a time; and the report of overdue ones.
 
 Their owner's notify-scripts answers, on a socket that systemd keeps for each account.
 

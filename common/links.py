@@ -1,4 +1,4 @@
-"""Links between logins and Telegram chats, and the codes that make them.
+"""Links between logins and Telegram chats, the codes that make them, and which are still to be welcomed.
 
     telegram_users.json   {username: {"chat_id": int, "linked_at": "2026-01-31T12:00:00Z", "uid": int, …}}
     pending_codes.json    {code: {"chat_id": int, "created_at": unix seconds, …}}

@@ -1,4 +1,4 @@
-"""The settings of the programs and their defaults, such as the days that messages are kept; from the environment.
+"""Settings of the programs, checked, and their defaults, such as the days that messages are kept; from the environment.
 
 A dataclass would do as well, and takes longer to load than the runner takes to find nothing wrong.
 """
