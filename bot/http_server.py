@@ -303,7 +303,7 @@ class Server:
         self.refusals = Refusals()
         self._listener, self._handler = listener, handler
         self._workers = Workers("http", self._serve, KEPT_THREADS)
-        self._wakes = os.eventfd(0, os.EFD_CLOEXEC)
+        self._wakes, self._has_ended = os.eventfd(0, os.EFD_CLOEXEC), False
         self._changed = threading.Condition()
         self._bodies = Limiter(MAX_BODIES_PER_USER, MAX_BODIES)
         self._connections: dict[socket.socket, list] = {}  # [peer, state]
@@ -319,8 +319,7 @@ class Server:
                 if descriptor == self._listener.fileno():
                     self._accept()
         with self._changed:
-            os.close(self._wakes)
-            self._wakes = None
+            self._has_ended = True
             self._changed.notify_all()
 
     def came_round(self) -> None:
@@ -395,7 +394,7 @@ class Server:
         self.stopping.set()
         os.eventfd_write(self._wakes, 1)
         with self._changed:
-            self._changed.wait_for(lambda: self._wakes is None, FRESH_SECONDS)
+            self._changed.wait_for(lambda: self._has_ended, FRESH_SECONDS)
             self.refusals.flush(0)
             self._changed.wait_for(lambda: _FRESH not in (state for _, state in self._connections.values()),
                                    FRESH_SECONDS)
