@@ -144,7 +144,7 @@ def prepare(tmp_path, plain_user):
     return prepare
 
 
-ALL_OF_THEM = "curl gcc libc6-dev man-db nodejs npm shellcheck tinyproxy-bin"
+ALL_OF_THEM = "curl gcc libc6-dev man-db nodejs npm shellcheck strace tinyproxy-bin"
 
 
 def test_all_that_is_missing_is_named_at_once(prepare):
