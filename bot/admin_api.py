@@ -47,7 +47,7 @@ def post_drop(handler: Handler) -> None:
     try:
         dropped = service.delivery.drop(service.outbox.read(entry_id))
     except CorruptEntry:
-        dropped = service.outbox.discard(entry_id)
+        dropped = entry_id in service.outbox.failed_ids() and service.outbox.discard(entry_id)
     if not dropped:
         raise Problem(404, f"no message that waits or failed has the ID {entry_id}, or it is being sent right now; "
                            "see notify-bot queue")

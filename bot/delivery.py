@@ -103,17 +103,18 @@ class Delivery:
         """Deliver an accepted entry."""
         with self._changed:
             self._enqueue(entry)
-            receipt = self._waiting.receipt(entry["id"])
             if self._stopping:
+                receipt = Receipt()
                 receipt.settle(None)
             else:
+                receipt = self._waiting.receipt(entry["id"])
                 self._dispatch()
         return receipt
 
     def watch(self, entry_id: str) -> Receipt | None:
         """The receipt of an entry that was submitted before; None when it is not queued any more."""
         with self._changed:
-            return self._waiting.receipt(entry_id) if entry_id in self._waiting else None
+            return self._waiting.receipt(entry_id) if entry_id in self._waiting and not self._stopping else None
 
     def drop(self, entry: dict) -> bool:
         """Remove a queued entry; False when it is in flight or not queued. Raises OSError."""
@@ -229,7 +230,7 @@ class Delivery:
             following = queue.take_along(MAX_JOINED - 1)
         joined, entry = Joined(), first
         # What cannot be read or composed is set aside at its own turn.
-        with suppress(CorruptEntry, AttributeError, KeyError, TypeError, ValueError):
+        with suppress(OSError, CorruptEntry, AttributeError, KeyError, TypeError, ValueError):
             for entry_id in (*following, None):
                 self._waiting.mark_late(entry)
                 if not joined.add(entry) or entry_id is None:
@@ -237,6 +238,8 @@ class Delivery:
                 entry = self._outbox.read(entry_id)
                 if not self._may_join(queue, entry):
                     break
+        with self._changed:
+            queue.current = tuple(entry["id"] for entry in joined.entries) or (first["id"],)
         return joined if len(joined.entries) > 1 else None
 
     def _may_join(self, queue: ChatQueue, entry: dict) -> bool:
@@ -289,8 +292,14 @@ class Delivery:
                 self._failures.succeeded(entry["id"], time.monotonic())
         self.last_delivery = time.time()
         self._unrecorded.update({entry["id"]: (last, message_ids) for entry in entries})
+        failed = None
         for entry in entries:
-            self._record(queue, entry)
+            try:
+                self._record(queue, entry)
+            except OSError as error:
+                failed = error
+        if failed:
+            raise failed
 
     def _record(self, queue: ChatQueue, entry: dict) -> None:
         """Record a successful call. Until that succeeds the call is not repeated: on a full disk each attempt would be
@@ -329,6 +338,7 @@ class Delivery:
                 and self._failures.failed(entry["id"], queue.chat_id, now, self._api.succeeded_at))
             if general:
                 self._outage.unreachable(error, self.queued())
+                self._changed.notify_all()
             else:
                 self._outage.not_general()
         if not general:
@@ -337,7 +347,8 @@ class Delivery:
     def _fails_alone(self, queue: ChatQueue, entries: list, error: TelegramUnreachable) -> None:
         """Handle a message that fails while others succeed: send its text ahead of its picture, give it up at last."""
         entry = entries[0]
-        if len(entries) > 1 or self._failures.is_hopeless(entry["id"], time.monotonic()):
+        if (self._failures.wants_text_first(entry["id"]) if len(entries) > 1
+                else self._failures.is_hopeless(entry["id"], time.monotonic())):
             self._give_up(queue, entries, f"Telegram takes other messages and not this one: {error}")
         elif (entry["message"].get("photo") and entry["part"] == 0 and not entry.get("text_first")
               and self._failures.wants_text_first(entry["id"])):
@@ -417,11 +428,12 @@ class Delivery:
     def _finish(self, queue: ChatQueue, entry_id: str, outcome: Outcome) -> None:
         with self._changed:
             queue.remove(entry_id)
-            self._failures.forget(entry_id)
-            self._alone.discard(entry_id)
         self._forget(entry_id, outcome)
 
     def _forget(self, entry_id: str, outcome: Outcome) -> None:
         with self._changed:
             self._waiting.remove(entry_id, outcome)
+            self._failures.forget(entry_id)
+            self._alone.discard(entry_id)
+            self._unrecorded.pop(entry_id, None)
         self._strangers.leave(entry_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
 import stat
@@ -11,6 +12,9 @@ from pathlib import Path
 from types import NoneType
 
 from common.clock import EARLIEST
+from common.jsonstore import write_atomic
+
+log = logging.getLogger("outbox")
 
 _SHAPE = {"sequence": int, "accepted_at": (int, float), "chat_id": int, "message": dict, "part": int,
           "user": (str, NoneType), "reply": bool, "picture": (str, NoneType), "late_since": (int, float, NoneType)}
@@ -78,3 +82,29 @@ def is_over(path: Path, now: float, days: int) -> bool:
     except FileNotFoundError:
         return False
     return now - since > days * 86400
+
+
+class SetAside:
+    """A folder with what could not be read, as it was."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def keep(self, name: str, reason: str, what: bytes | Path) -> bool:
+        """Keep bytes, or a file, which is moved. False where that fails: the next start meets it again."""
+        try:
+            if isinstance(what, bytes):
+                write_atomic(self._folder / name, what, 0o600)
+            else:
+                os.rename(what, self._folder / name)
+        except OSError as error:
+            log.error("outbox: %s cannot be set aside (%s): %s", name, reason, error)
+            return False
+        log.error("outbox: %s is set aside in %s: %s", name, self._folder, reason)
+        return True
+
+    def expire(self, now: float, days: int) -> None:
+        """Remove what has been there for more than `days`. Raises OSError."""
+        for path in self._folder.iterdir():
+            if is_over(path, now, days):
+                path.unlink()

@@ -225,6 +225,12 @@ def shown(value) -> str:
     return value[:MAX_CHARACTERS] if isinstance(value, str) else ""
 
 
+def notice(entry: dict, title, state: str) -> dict:
+    """A line of a list of notifications: of what was sent, or of an entry of the outbox."""
+    return {"at": float(entry["accepted_at"]), "title": shown(title), "script": shown(entry.get("script")),
+            "state": state, "reason": shown(entry.get("reason"))}
+
+
 def _cut_half_line(descriptor: int) -> None:
     """A crash may have left one, which the next line must not become part of."""
     size = os.fstat(descriptor).st_size

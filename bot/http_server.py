@@ -329,11 +329,11 @@ class Server:
     def _accept(self) -> None:
         try:
             connection, _ = self._listener.accept()
+            peer = Peer(connection)
         except OSError as error:  # no descriptor is left, and one may be in a while
             log.error("no connection can be accepted: %s", error.strerror)
             self.stopping.wait(ROUND_SECONDS)
             return
-        peer = Peer(connection)
         with self._changed:
             of_user = sum(1 for other, _ in self._connections.values() if other.uid == peer.uid)
             has_room = self._has_room(peer.uid, of_user)

@@ -10,8 +10,10 @@ its own, so nothing follows a line that a crash cut short.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
+import logging
 import os
 import threading
 from contextlib import suppress
@@ -20,11 +22,18 @@ from pathlib import Path
 from bot.receipt import Receipt
 from common.jsonstore import sync_directory
 
+log = logging.getLogger("outbox")
+
 SEGMENT_BYTES = 4 << 20
 OPEN, CLOSED = b'{"open":1,', b'{"open":0,'
 _READ_BYTES = 4096
 _SHIFT = 32  # of the number of a segment in a place
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+def as_line(data: bytes) -> bytes:
+    """A JSON object as an open line."""
+    return OPEN + data[1:]
 
 
 def lock(path: Path) -> int:
@@ -65,6 +74,8 @@ class Journal:
         self._current: int | None = None
         self._appended: set[int] = set()  # segments with something that is not durable yet
         self._closed: set[int] = set()
+        self._broken: set[int] = set()  # segments of which something was lost
+        self.unreadable: list[Path] = []
         self._syncing, self._joining = threading.Lock(), threading.Lock()
         self._next: Receipt | None = None
 
@@ -73,8 +84,14 @@ class Journal:
         no JSON objects."""
         for path in sorted(path for path in self._folder.glob("*.jsonl") if path.stem.isdecimal()):
             number = self._last = int(path.stem)
-            segment = self._segments[number] = _Segment(path)
-            lines, start = io.BytesIO(path.read_bytes().rstrip(b"\n") + b"\n"), 0
+            try:
+                segment, data = _Segment(path), path.read_bytes()
+            except OSError as error:
+                log.error("outbox: %s waits for the next start: %s", path, error)
+                self.unreadable.append(path)
+                continue
+            self._segments[number] = segment
+            lines, start = io.BytesIO(data.rstrip(b"\n") + b"\n"), 0
             for line in lines:
                 if line != b"\n" and not line.startswith(CLOSED):
                     segment.open += 1
@@ -92,10 +109,10 @@ class Journal:
                 with suppress(OSError):
                     _write(segment.descriptor, b"\n" * len(line), segment.end)
                 raise
-            place = self._current << _SHIFT | segment.end
+            number, place = self._current, self._current << _SHIFT | segment.end
             segment.end += len(line)
             segment.open += 1
-            self._appended.add(self._current)
+            self._appended.add(number)
             return place
 
     def _with_room(self, size: int) -> _Segment:
@@ -116,7 +133,7 @@ class Journal:
 
     def sync(self) -> None:
         """Make the lines appended before the call durable: calls that come meanwhile share the next fdatasync(2).
-        Raises OSError, to all who share it: after one that failed, another may report success for what is lost."""
+        Raises OSError, to all who share it."""
         with self._joining:
             shared, is_first = self._next, self._next is None
             if is_first:
@@ -130,18 +147,25 @@ class Journal:
             raise OSError(*error.args)
 
     def _sync(self, segments: set[int]) -> OSError | None:
-        """Make the segments of a set, which is empty on return, durable."""
+        """Make the segments of a set, which is empty on return, durable. The caller holds `_syncing`."""
         with self._lock:
-            descriptors = [os.dup(self._segments[number].descriptor) for number in segments]
+            numbers = set(segments)
             segments.clear()
         error = None
-        for descriptor in descriptors:
+        for number in numbers:
             try:
-                os.fdatasync(descriptor)
+                os.fdatasync(self._segments[number].descriptor)
+                if number in self._broken and segments is self._appended:
+                    # The kernel reports an error once, to whoever asks first (fsync(2)).
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
             except OSError as found:
-                error, self._current = found, None  # what is appended from now on is not to share its fate
-            finally:
-                os.close(descriptor)
+                error = found
+                with self._lock:
+                    self._broken.add(number)
+                    if self._current == number:
+                        self._current = None
+                    if segments is self._closed:
+                        segments.add(number)
         return error
 
     def read(self, place: int) -> bytes:
@@ -162,7 +186,8 @@ class Journal:
 
     def clear_line(self, place: int, line: bytes) -> None:
         """Overwrite what is no whole line, or was never accepted."""
-        self._overwrite(place, line, b"\n" * len(line))
+        whole = line.rstrip(b"\n")
+        self._overwrite(place, whole, b"\n" * len(whole))
 
     def _overwrite(self, place: int, before: bytes, after: bytes) -> None:
         number, start = divmod(place, 1 << _SHIFT)
@@ -176,17 +201,19 @@ class Journal:
     def remove_closed(self, begin_anew: bool = False) -> None:
         """Make it durable which lines are closed, and remove the segments without an open one. The next line begins a
         segment if it is to `begin_anew`: the text of a message is on disk as long as its segment."""
-        with self._lock:
-            if begin_anew:
-                self._current = None
-            empty = [number for number, segment in self._segments.items()
-                     if not segment.open and number != self._current]
-        if error := self._sync(self._closed):
-            raise error
-        with self._lock:
-            for segment in map(self._segments.pop, empty):
-                os.unlink(segment.path)
-                os.close(segment.descriptor)
+        with self._syncing:  # also against another call of this
+            with self._lock:
+                if begin_anew:
+                    self._current = None
+                empty = [number for number, segment in self._segments.items()
+                         if not segment.open and number != self._current]
+            if error := self._sync(self._closed):
+                raise error
+            with self._lock:
+                for number in empty:
+                    with suppress(FileNotFoundError):
+                        os.unlink(self._segments[number].path)
+                    os.close(self._segments.pop(number).descriptor)
 
     def close(self) -> None:
         for segment in self._segments.values():

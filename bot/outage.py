@@ -49,13 +49,14 @@ class Outage:
         if self._problem is None or self._problem[1] != problem:
             log.critical("Telegram refuses the bot token (%s): put the right one in place and restart "
                          "notify-bot.service; %d messages wait", error.description, waiting)
+        self._probe_at = float("inf")
         self._pause(TOKEN_RETRY_SECONDS, problem)
 
     def _pause(self, seconds: float, problem: str) -> None:
         now = time.monotonic()
         self._problem = now, problem
         self._queues.one_at_a_time = True
-        self._queues.pause(now + seconds)
+        self._queues.outage_until = now + seconds
 
     def not_general(self) -> None:
         """A call fails for a reason of its own."""
@@ -72,7 +73,7 @@ class Outage:
         """Seconds until `probe` is to be called. Ends the pause if a call of any kind has succeeded since."""
         if self._probe_at < float("inf") and self.problem is None:
             self._probe_at = float("inf")
-            self._queues.resume()
+            self._queues.outage_until = 0.0
         return self._probe_at - time.monotonic()
 
     def probe(self) -> None:
@@ -80,4 +81,4 @@ class Outage:
         self._probes += 1
         with suppress(TelegramError, TelegramUnreachable):
             self._api.call("getMe", timeout=PROBE_ANSWER_SECONDS)
-        self._probe_at = time.monotonic() + (PROBE_SECONDS if self._probes < PROBES else backoff(self._probes - PROBES))
+        self._probe_at = time.monotonic() + max(PROBE_SECONDS, backoff(self._probes - PROBES))

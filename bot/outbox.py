@@ -7,9 +7,8 @@
     outbox/sent/DAY.jsonl   a line for each message that was delivered on that day (history.py)
     outbox/corrupt/         what could not be read, as it was
 
-Where a crash leaves a message in two of them, the one that was written later counts. The ID of a message with an
-Idempotency-Key comes from the key, and is used for no other while this one is here. `sequence`, which never goes back,
-is the order in which messages were accepted, or tried again.
+Where a crash leaves a message in two of them, the later one counts. The ID of a message with an Idempotency-Key comes
+from the key, and is used for no other while this one is here. `sequence`, the order of messages, never goes back.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bot.accounts import MAX_FAILED, Accounts, Kept, Upload, disk_problem
-from bot.entries import CorruptEntry, decode, encode, is_over, open_own, read_entry
-from bot.history import KEY_SECONDS, History, is_of, shown
-from bot.journal import OPEN, Journal, lock
+from bot.entries import CorruptEntry, SetAside, decode, encode, is_over, open_own, read_entry
+from bot.history import KEY_SECONDS, History, is_of, notice
+from bot.journal import OPEN, Journal, as_line, lock
 from bot.keys import Claims, identify
 from common.clock import EARLIEST
 from common.jsonstore import sync_directory, write_atomic
@@ -61,14 +60,15 @@ class Outbox:
         self.directory = directory
         self._sent_days, self._failed_days = sent_days, failed_days
         self._pictures, self._failed = directory / "pictures", directory / "failed"
-        self._corrupt, journal, sent = directory / "corrupt", directory / "journal", directory / "sent"
+        corrupt, journal, sent = directory / "corrupt", directory / "journal", directory / "sent"
+        self._corrupt = SetAside(corrupt)
         self._lock, self._reading, self._retrying = threading.Lock(), threading.Lock(), threading.Lock()
         self._sequence = 0
         self._claims, self._accounts = Claims(), Accounts()
         self._history, self._journal = History(sent), Journal(journal)
         self._unused: list[str] = []  # pictures, until it is durable that nothing refers to them
         try:
-            for path in (directory, journal, sent, self._pictures, self._failed, self._corrupt):
+            for path in (directory, journal, sent, self._pictures, self._failed, corrupt):
                 path.mkdir(mode=0o700, exist_ok=True)
             self._lock_descriptor = lock(directory / ".lock")
         except BlockingIOError:
@@ -97,7 +97,7 @@ class Outbox:
                 del queued[entry_id]
             pictures.update(head["picture"] for head in queued.values())
             for path in self._pictures.iterdir():
-                if path.name not in pictures:
+                if path.name not in pictures and not self._journal.unreadable:
                     path.unlink()
             self._journal.remove_closed()
         except OSError as error:
@@ -117,7 +117,10 @@ class Outbox:
                 self._keep(entry, path.stat().st_size, None)
                 pictures.add(entry["picture"])
             except CorruptEntry as error:
-                self._set_aside(path.name, str(error), path)
+                self._corrupt.keep(path.name, str(error), path)
+            except OSError as error:
+                log.error("outbox: %s waits for the next start: %s", path, error)
+                self._journal.unreadable.append(path)
         return pictures
 
     def _load_journal(self) -> dict[str, dict]:
@@ -127,8 +130,8 @@ class Outbox:
             try:
                 entry = decode(line if line.startswith(OPEN) else b"")
             except CorruptEntry as error:
-                self._set_aside(f"{place:x}.json", str(error), line)
-                self._journal.clear_line(place, line)
+                if self._corrupt.keep(f"{place:x}-{time.time():.0f}.json", str(error), line):
+                    self._journal.clear_line(place, line)
                 continue
             kept = self._accounts.get(entry["id"])
             if kept and kept.sequence >= entry["sequence"] and kept.failed:
@@ -223,7 +226,7 @@ class Outbox:
         """
         entry = {"id": entry_id, "sequence": self._next_sequence(), "accepted_at": time.time(), "user": None,
                  "reply": False, "picture": photo and photo.path.name, "part": 0, "late_since": None, **fields}
-        line = _line(entry)
+        line = as_line(encode(entry))
         size = len(line)
         try:
             if photo:
@@ -278,7 +281,7 @@ class Outbox:
 
     def save(self, entry: dict) -> None:
         """Keep the progress of an entry of the queue. Raises OSError."""
-        line = _line(entry)
+        line = as_line(encode(entry))
         self._keep(entry, len(line), self._append(line))
 
     def delivered(self, entry: dict, message_ids: list[int]) -> None:
@@ -308,7 +311,8 @@ class Outbox:
         if unused:
             self._unused.append(unused)
         for oldest in self._accounts.failed(entry["user"])[:-MAX_FAILED]:
-            self._give_up_failed(oldest)
+            with suppress(OutboxError):  # it is one more
+                self._give_up_failed(oldest)
 
     def listing(self):
         """`("queued" | "failed", entry)` for all that is not delivered, oldest first, read one at a time. Raises
@@ -327,14 +331,14 @@ class Outbox:
             sent = self._history.newest(user, uid, SHOWN)
         except OSError as error:
             raise OutboxError(f"the outbox cannot be read: {error.strerror}") from error
-        notices = [_notice(line, line.get("title"), "delivered") for line in sent]
+        notices = [notice(line, line.get("title"), "delivered") for line in sent]
         for entry_id in self._accounts.newest(user, SHOWN):
             with suppress(CorruptEntry):
                 kept = self._accounts.get(entry_id)
                 if kept:
                     entry = self._read_kept(entry_id, kept)
                     state = "failed" if kept.failed else "queued"
-                    notices += [_notice(entry, entry["message"].get("title"), state)] if is_of(entry, uid) else []
+                    notices += [notice(entry, entry["message"].get("title"), state)] if is_of(entry, uid) else []
         return sorted(notices, key=lambda notice: -notice["at"])[:SHOWN]
 
     def requeue(self, entry_id: str) -> dict:
@@ -345,47 +349,49 @@ class Outbox:
             entry.pop("reason", None)
             entry.pop("code", None)
             entry |= {"sequence": self._next_sequence(), "retried_at": time.time()}
-            line = _line(entry)
+            line = as_line(encode(entry))
             self._keep(entry, len(line), self._append(line))
-            path.unlink()
-            sync_directory(self._failed)
+            try:
+                path.unlink()
+                sync_directory(self._failed)
+            except OSError as error:  # the next start removes it: the line was written later
+                log.error("outbox: %s waits again, and its file in %s stays: %s", entry_id, self._failed, error)
             return entry
 
     def discard(self, entry_id: str) -> bool:
         """Remove what is queued or failed, and its picture; False when there is none. Raises OSError."""
-        kept = self._accounts.get(entry_id)
-        if kept is None:
-            return False
-        picture = None
-        with suppress(CorruptEntry):
-            picture = self._read(entry_id, kept)["picture"]
-        if not kept.failed:
-            self._journal.close_line(kept.place)
-        self._journal.remove_closed()  # also a line of what has failed since, which would be queued again
-        if kept.failed:
-            (self._failed / f"{entry_id}.json").unlink(missing_ok=True)
-            sync_directory(self._failed)
-        self._forget(entry_id, kept, picture)
-        return True
+        with self._retrying:
+            kept = self._accounts.get(entry_id)
+            if kept is None:
+                return False
+            picture = None
+            with suppress(CorruptEntry):
+                picture = self._read(entry_id, kept)["picture"]
+            if kept.failed:
+                self._journal.remove_closed()  # also its line, which would be queued again
+                (self._failed / f"{entry_id}.json").unlink(missing_ok=True)
+                sync_directory(self._failed)
+            self._forget(entry_id, kept, picture)
+            if not kept.failed:
+                try:
+                    self._journal.remove_closed()
+                except OSError as error:
+                    log.error("outbox: %s may come back after a power cut: %s", entry_id, error)
+            return True
 
     def set_aside(self, entry_id: str, reason: str) -> None:
         """Take an entry of the queue that cannot be sent out of the way, as it is."""
         kept = self._accounts.get(entry_id)
-        if kept is None:
+        if kept is None or kept.failed:
             return
         with suppress(FileNotFoundError, CorruptEntry):
             line = self._journal.read(kept.place)
-            self._set_aside(f"{entry_id}.json", reason, line)
+            if not self._corrupt.keep(f"{entry_id}.json", reason, line):
+                self._accounts.drop(entry_id)
+                return
             if picture := decode(line)["picture"]:
-                os.rename(self._pictures / picture, self._corrupt / picture)
+                self._corrupt.keep(picture, reason, self._pictures / picture)
         self._forget(entry_id, kept)
-
-    def _set_aside(self, name: str, reason: str, what: bytes | Path) -> None:
-        log.error("outbox: %s is set aside in %s: %s", name, self._corrupt, reason)
-        if isinstance(what, bytes):
-            write_atomic(self._corrupt / name, what, MODE)
-        else:
-            os.rename(what, self._corrupt / name)
 
     def sync(self) -> None:
         """Make it durable what has left the queue, so that nothing of it is sent again. Raises OSError."""
@@ -404,9 +410,7 @@ class Outbox:
         for entry_id in self.failed_ids():
             if is_over(self._failed / f"{entry_id}.json", now, self._failed_days):
                 self.discard(entry_id)
-        for path in self._corrupt.iterdir():
-            if is_over(path, now, self._failed_days):
-                path.unlink()
+        self._corrupt.expire(now, self._failed_days)
 
     def _read_kept(self, entry_id: str, kept: Kept) -> dict:
         """An entry to show; one whole message is in memory at a time. Raises CorruptEntry, OutboxError."""
@@ -424,10 +428,15 @@ class Outbox:
                 size += (self._pictures / entry["picture"]).stat().st_size
         self._accounts.keep(entry, size, place)
         if before and not before.failed:
-            self._journal.close_line(before.place)
+            try:
+                self._journal.close_line(before.place)
+            except OSError as error:  # of two places of a message the later one counts
+                log.error("outbox: the earlier line of %s stays open: %s", entry["id"], error)
 
-    def _forget(self, entry_id: str, kept: Kept, picture: str | None = None) -> None:
+    def _forget(self, entry_id: str, kept: Kept | None, picture: str | None = None) -> None:
         """A message is not where it was; its picture, where nothing refers to it any more, goes with the next sync."""
+        if kept is None:  # it was dropped
+            return
         if not kept.failed:
             self._journal.close_line(kept.place)
         self._accounts.drop(entry_id)
@@ -439,12 +448,3 @@ class Outbox:
         with self._lock:
             self._sequence = max(self._sequence + 1, time.time_ns() // 1000)
             return self._sequence
-
-
-def _line(entry: dict) -> bytes:
-    return OPEN + encode(entry)[1:]
-
-
-def _notice(entry: dict, title, state: str) -> dict:
-    return {"at": float(entry["accepted_at"]), "title": shown(title), "script": shown(entry.get("script")),
-            "state": state, "reason": shown(entry.get("reason"))}

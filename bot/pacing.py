@@ -145,6 +145,7 @@ class ChatQueues:
         self._turn = 0
         self._window = Window(BOT_CALLS, BOT_SECONDS)
         self._paused_until = 0.0
+        self.outage_until = 0.0  # a pause that ends as soon as Telegram answers
         self._one_more_at = 0.0
         self.in_flight: dict[int, float] = {}
         self.one_at_a_time = False  # until it is known that Telegram answers
@@ -189,10 +190,6 @@ class ChatQueues:
         """Start no call before `until`."""
         self._paused_until = max(self._paused_until, until)
 
-    def resume(self) -> None:
-        """End a pause."""
-        self._paused_until = 0.0
-
     def slow_down(self) -> None:
         """Lower the rate of the bot as a whole."""
         self._window.slow_down()
@@ -213,7 +210,7 @@ class ChatQueues:
                       0.0 if self._ready else self._seconds_to_stranger(now))
         # A pause may exceed what a lock can wait for (threading.TIMEOUT_MAX).
         return min(RECHECK_SECONDS, max(seconds, self._window.seconds_to_next(now),
-                                        max(self._paused_until, self._one_more_at) - now))
+                                        max(self._paused_until, self.outage_until, self._one_more_at) - now))
 
     def _seconds_to_stranger(self, now: float) -> float:
         if not self._ready_strangers or self._strangers_in_flight >= MAX_STRANGERS_IN_FLIGHT:

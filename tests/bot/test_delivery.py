@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import time
 
@@ -350,3 +351,36 @@ def test_an_error_after_a_message_was_recorded_leaves_nothing_of_it(tmp_path):
         delivery._succeeded(queue, [entry], True, [1])
     assert delivery._unrecorded == {} and outbox.find("ab") == "sent"
     outbox.close()
+
+
+def test_what_is_accepted_while_the_service_stops_is_answered_and_sent_by_the_next(bot, telegram):
+    """A call in flight holds the stop up, and requests that had begun are still served."""
+    telegram.control("faults", action="delay", method="sendMessage", seconds=2, times=1)
+    bot.send("m 0", wait=0)
+    until(lambda: telegram.stats()["faults"].get("delay"))
+    with bot.connect() as connection:
+        connection.sendall(b"POST /send HTTP/1.1\r\nHost: x\r\nContent-Length: 24\r\n\r\n")
+        until(lambda: len(os.listdir(f"/proc/{bot.process.pid}/task")) > 3)
+        bot.process.process.send_signal(signal.SIGTERM)
+        until(lambda: "stopping" in bot.log)
+        connection.sendall(b'{"text":"m 1","wait":10}')
+        assert connection.recv(65536).startswith(b"HTTP/1.1 202 ")
+    assert bot.process.process.wait(15) == 0
+    bot.start()
+    until(lambda: arrived(telegram, 1) == ["m 0", "m 1"])
+
+
+def test_a_flood_s_pause_does_not_end_with_an_outage():
+    from bot.outage import Outage
+    from bot.pacing import ChatQueues
+    from bot.telegram import TelegramUnreachable
+    api = type("Api", (), {"succeeded_at": 0.0})()
+    queues = ChatQueues()
+    outage = Outage(queues, api)
+    queues.add(1, "a", False)
+    now = time.monotonic()
+    queues.pause(now + 3)
+    outage.unreachable(TelegramUnreachable("no", unknown=False), 1)
+    api.succeeded_at = time.monotonic() + 1
+    outage.seconds_to_probe()
+    assert 2 < queues.seconds_to_next(now) <= 3

@@ -541,3 +541,79 @@ def test_what_is_gone_is_set_aside_without_harm(outbox):
     assert outbox.discard("aa") and not outbox.discard("aa")
     outbox.set_aside("aa", "odd")
     assert not list((outbox.directory / "corrupt").iterdir())
+
+
+def test_an_error_of_the_disk_is_that_of_all_whose_lines_it_may_have_lost(tmp_path, monkeypatch):
+    """The kernel reports it once, perhaps to who makes closings durable: the next fdatasync(2) finds nothing wrong."""
+    outbox = Outbox(tmp_path / "outbox")
+    outbox.load()
+    add(outbox, "aa")
+    place = outbox._journal.append(OPEN + b'"id":"bb"}\n')
+    outbox.delivered(outbox.read("aa"), [1])
+    disk = Disk(fails=True)
+    disk.syncs = 1
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fdatasync", disk)
+        with pytest.raises(OSError, match="Input/output"):
+            outbox._journal.remove_closed()
+    with pytest.raises(OSError, match="Input/output"):
+        outbox._journal.sync()
+    outbox._journal.clear_line(place, OPEN + b'"id":"bb"}\n')
+    add(outbox, "cc")
+    outbox.close()
+    outbox = Outbox(tmp_path / "outbox")
+    assert [head["id"] for head in outbox.load()] == ["cc"]
+    outbox.close()
+
+
+def test_segments_are_removed_by_one_thread_at_a_time(tmp_path, monkeypatch):
+    journal = Journal(tmp_path)
+    for _ in range(3):
+        journal.close_line(journal.append(OPEN + b'"id":"aa"}\n'))
+        with journal._lock:
+            journal._current = None
+    disk = Disk(held=True)
+    monkeypatch.setattr(os, "fdatasync", disk)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(journal.remove_closed)
+        until(lambda: disk.syncs == 1)
+        second = threads.submit(journal.remove_closed)
+        time.sleep(0.1)  # in which the second must not get past the first
+        assert not second.done()
+        disk.go.set()
+        assert first.result(10) is second.result(10) is None
+    assert not list(tmp_path.iterdir())
+    journal.close()
+
+
+def test_a_damaged_line_on_a_full_disk_stops_no_start(tmp_path, monkeypatch, caplog):
+    write_waiting(tmp_path / "outbox", entry("aa", "jana"), OPEN + b'"id":"half\n')
+    write_failed(tmp_path / "outbox", entry("bb", "jana", reason="no"))
+    (tmp_path / "outbox/failed/bb.json").chmod(0)
+
+    def full(path, data, mode):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr("bot.entries.write_atomic", full)
+    outbox = Outbox(tmp_path / "outbox")
+    assert [head["id"] for head in outbox.load()] == ["aa"]
+    outbox.close()
+    monkeypatch.undo()
+    assert "cannot be set aside" in caplog.text
+    outbox = Outbox(tmp_path / "outbox")
+    assert [head["id"] for head in outbox.load()] == ["aa"]
+    assert len(list((tmp_path / "outbox/corrupt").iterdir())) == 1
+    outbox.close()
+
+
+def test_a_failed_message_that_is_retried_while_it_is_given_up_is_not_lost(outbox, monkeypatch):
+    add(outbox, "aa")
+    outbox.failed(outbox.read("aa"), 502, "no")
+    disk = Disk(held=True)
+    with ThreadPoolExecutor(2) as threads, monkeypatch.context() as patched:
+        patched.setattr(os, "fdatasync", disk)
+        gone = threads.submit(outbox.discard, "aa")
+        until(lambda: disk.syncs == 1)
+        again = threads.submit(outbox.requeue, "aa")
+        disk.go.set()
+        assert gone.result(10) and type(again.exception(10)).__name__ == "CorruptEntry"
+    assert outbox.find("aa") is None and waiting(outbox.directory) == {}
