@@ -292,6 +292,10 @@ class Delivery:
                 self._failures.succeeded(entry["id"], time.monotonic())
         self.last_delivery = time.time()
         self._unrecorded.update({entry["id"]: (last, message_ids) for entry in entries})
+        self._record_all(queue, entries)
+
+    def _record_all(self, queue: ChatQueue, entries: list) -> None:
+        """Record each, though another cannot be. Raises OSError."""
         failed = None
         for entry in entries:
             try:

@@ -209,11 +209,14 @@ class Journal:
                          if not segment.open and number != self._current]
             if error := self._sync(self._closed):
                 raise error
-            with self._lock:
-                for number in empty:
-                    with suppress(FileNotFoundError):
-                        os.unlink(self._segments[number].path)
-                    os.close(self._segments.pop(number).descriptor)
+            self._remove(empty)
+
+    def _remove(self, numbers: list[int]) -> None:
+        with self._lock:
+            for number in numbers:
+                with suppress(FileNotFoundError):
+                    os.unlink(self._segments[number].path)
+                os.close(self._segments.pop(number).descriptor)
 
     def close(self) -> None:
         for segment in self._segments.values():

@@ -24,13 +24,16 @@ def loads(data: bytes, max_bytes: int, max_items: int, parse_constant=None):
         raise ValueError(f"it is over {max_bytes} bytes")
     # Most have too few brackets, commas and colons for either bound, those in strings counted.
     if sum(map(data.count, b"[{")) > MAX_DEPTH or sum(map(data.count, b"[{,:")) > max_items:
-        skeleton = _skeleton(data, max_items)
-        if len(skeleton) - skeleton.count(b"]") > max_items:
-            raise ValueError(f"it has over {max_items} brackets, commas and colons")
-        if _is_deeper(skeleton, MAX_DEPTH):
-            raise ValueError(f"its brackets are nested over {MAX_DEPTH} deep")
+        _check(_skeleton(data, max_items), max_items)
     # json.loads would take UTF-16 as well, which has another skeleton.
     return json.loads(data.decode("utf-8-sig"), parse_constant=parse_constant)
+
+
+def _check(skeleton: bytes, max_items: int) -> None:
+    if len(skeleton) - skeleton.count(b"]") > max_items:
+        raise ValueError(f"it has over {max_items} brackets, commas and colons")
+    if _is_deeper(skeleton, MAX_DEPTH):
+        raise ValueError(f"its brackets are nested over {MAX_DEPTH} deep")
 
 
 def _skeleton(data: bytes, max_items: int) -> bytes:
