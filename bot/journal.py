@@ -10,7 +10,6 @@ its own, so nothing follows a line that a crash cut short.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import io
 import logging
@@ -74,7 +73,7 @@ class Journal:
         self._current: int | None = None
         self._appended: set[int] = set()  # segments with something that is not durable yet
         self._closed: set[int] = set()
-        self._broken: set[int] = set()  # segments of which something was lost
+        self._broken: dict[int, OSError] = {}  # segments of which something was lost
         self.unreadable: list[Path] = []
         self._syncing, self._joining = threading.Lock(), threading.Lock()
         self._next: Receipt | None = None
@@ -131,9 +130,9 @@ class Journal:
             self._current = self._last = number
         return segment
 
-    def sync(self) -> None:
-        """Make the lines appended before the call durable: calls that come meanwhile share the next fdatasync(2).
-        Raises OSError, to all who share it."""
+    def sync(self, place: int) -> None:
+        """Make the line at a place durable: calls that come meanwhile share the next fdatasync(2). Raises OSError where
+        something of its segment was lost: the kernel reports that once, to whoever asks first (fsync(2))."""
         with self._joining:
             shared, is_first = self._next, self._next is None
             if is_first:
@@ -142,8 +141,12 @@ class Journal:
             with self._syncing:
                 with self._joining:
                     self._next = None
-                shared.settle(self._sync(self._appended))
-        if error := shared.wait():
+                try:
+                    self._sync(self._appended)
+                finally:
+                    shared.settle(None)
+        shared.wait()
+        if error := self._broken.get(place >> _SHIFT):
             raise OSError(*error.args)
 
     def _sync(self, segments: set[int]) -> OSError | None:
@@ -155,13 +158,10 @@ class Journal:
         for number in numbers:
             try:
                 os.fdatasync(self._segments[number].descriptor)
-                if number in self._broken and segments is self._appended:
-                    # The kernel reports an error once, to whoever asks first (fsync(2)).
-                    raise OSError(errno.EIO, os.strerror(errno.EIO))
             except OSError as found:
                 error = found
                 with self._lock:
-                    self._broken.add(number)
+                    self._broken[number] = found
                     if self._current == number:
                         self._current = None
                     if segments is self._closed:

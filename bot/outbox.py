@@ -249,7 +249,7 @@ class Outbox:
         """The place of a line, which is durable on return. Raises OSError, and then nothing of it stays."""
         place = self._journal.append(line)
         try:
-            self._journal.sync()
+            self._journal.sync(place)
         except OSError:
             # It may be there, and the next start would deliver it.
             with suppress(OSError):

@@ -557,7 +557,7 @@ def test_an_error_of_the_disk_is_that_of_all_whose_lines_it_may_have_lost(tmp_pa
         with pytest.raises(OSError, match="Input/output"):
             outbox._journal.remove_closed()
     with pytest.raises(OSError, match="Input/output"):
-        outbox._journal.sync()
+        outbox._journal.sync(place)
     outbox._journal.clear_line(place, OPEN + b'"id":"bb"}\n')
     add(outbox, "cc")
     outbox.close()
